@@ -1,0 +1,101 @@
+"""What the flows write, as Arrow schemas: ClickHouse takes these batches as they are, and so does the aggregates topic.
+
+Needs pyarrow; the rest of this package does not.
+"""
+
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from tailrace_schemas.codec import Codec
+
+__all__ = [
+    "COUNTERS", "EVENTS", "WINDOW_ROWS", "WindowRows", "decode_window_rows", "encode_window_rows",
+]  # fmt: skip
+
+ATTRIBUTES = pa.map_(pa.string(), pa.string())
+
+WINDOW_ROWS: Any = pa.schema(
+    [
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("service", pa.string(), nullable=False),
+        pa.field("series_id", pa.uint64(), nullable=False),  # hash of service, metric, kind, unit, attributes
+        pa.field("attributes", ATTRIBUTES, nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("unit", pa.string(), nullable=False),
+        pa.field("stream", pa.string(), nullable=False),
+        pa.field("window_start", pa.timestamp("s", tz="UTC"), nullable=False),
+        pa.field("count", pa.uint64(), nullable=False),  # samples in the window
+        pa.field("sum", pa.float64()),  # NULL for cumulative
+        pa.field("min", pa.float64()),  # distribution, gauge
+        pa.field("max", pa.float64()),
+        pa.field("last", pa.float64()),  # gauge, cumulative
+        pa.field("increase", pa.float64()),  # counter, cumulative, event; NULL at the first point of a cumulative
+        pa.field("resets", pa.uint32()),  # cumulative
+        pa.field("bucket_index", pa.list_(pa.int32()), nullable=False),  # distribution: sketch codes, ascending
+        pa.field("bucket_count", pa.list_(pa.uint64()), nullable=False),
+        pa.field("scale", pa.int8()),  # distribution
+        pa.field("version", pa.uint64(), nullable=False),  # generation << 48 | count
+    ]
+)
+"""One series and one window: the whole row. `mean`, `rate` and the quantiles are computed from it by the views."""
+
+EVENTS: Any = pa.schema(
+    [
+        pa.field("event_id", pa.uint64(), nullable=False),  # hash of where the sample stands: equal on replay
+        pa.field("time", pa.timestamp("us", tz="UTC"), nullable=False),
+        pa.field("service", pa.string(), nullable=False),
+        pa.field("name", pa.string(), nullable=False),  # the metric
+        pa.field("attributes", ATTRIBUTES, nullable=False),
+        pa.field("value", pa.float64(), nullable=False),
+        pa.field("unit", pa.string(), nullable=False),
+        pa.field("stream", pa.string(), nullable=False),
+    ]
+)
+"""Each occurrence of a sample of kind `event`: deploys, incidents."""
+
+COUNTERS: Any = pa.schema(
+    [
+        pa.field("scope", pa.string(), nullable=False),  # who counts: "shard 07", "partition 3"
+        pa.field("service", pa.string(), nullable=False),  # empty: not known
+        pa.field("stream", pa.string(), nullable=False),
+        pa.field("name", pa.string(), nullable=False),  # see tailrace_flows.core.counters
+        pa.field("value", pa.uint64(), nullable=False),  # a total that only grows; also the row's version
+        pa.field("time", pa.timestamp("us", tz="UTC"), nullable=False),
+    ]
+)
+"""Tailrace's own exact counts: they live in recovered state, so a crash counts nothing twice."""
+
+_ENVELOPE = Codec("WindowRows")
+
+
+class WindowRows(NamedTuple):
+    """Rows of one service and stream, for the aggregates topic."""
+
+    service: str
+    stream: str
+    window_seconds: int
+    watermark_us: int
+    rows: Any
+    """pyarrow.RecordBatch of WINDOW_ROWS."""
+
+
+def encode_window_rows(block: WindowRows) -> bytes:
+    """The message: an Avro envelope around an Arrow IPC stream."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, WINDOW_ROWS) as writer:
+        writer.write_batch(block.rows)
+    return _ENVELOPE.encode(block._asdict() | {"rows": sink.getvalue().to_pybytes()})
+
+
+def decode_window_rows(message: bytes) -> WindowRows:
+    """The rows of a message.
+
+    Raises:
+        one of tailrace_schemas.codec.MALFORMED (pyarrow.ArrowInvalid is a ValueError): not such a message.
+    """
+    datum = _ENVELOPE.decode(message)
+    table = pa.ipc.open_stream(datum["rows"]).read_all()
+    if table.schema != WINDOW_ROWS:
+        raise ValueError("the rows are of another schema")
+    return WindowRows(**(datum | {"rows": table.combine_chunks().to_batches()[0]}))
