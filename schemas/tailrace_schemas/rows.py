@@ -30,9 +30,13 @@ WINDOW_ROWS: Any = pa.schema(
         pa.field("min", pa.float64()),  # distribution, gauge
         pa.field("max", pa.float64()),
         pa.field("last", pa.float64()),  # gauge, cumulative
-        pa.field("increase", pa.float64()),  # counter, cumulative, event; NULL at the first point of a cumulative
+        pa.field(
+            "increase", pa.float64()
+        ),  # counter, cumulative, event; NULL at the first point of a cumulative
         pa.field("resets", pa.uint32()),  # cumulative
-        pa.field("bucket_index", pa.list_(pa.int32()), nullable=False),  # distribution: sketch codes, ascending
+        pa.field(
+            "bucket_index", pa.list_(pa.int32()), nullable=False
+        ),  # distribution: sketch codes, ascending
         pa.field("bucket_count", pa.list_(pa.uint64()), nullable=False),
         pa.field("scale", pa.int8()),  # distribution
         pa.field("version", pa.uint64(), nullable=False),  # generation << 48 | count

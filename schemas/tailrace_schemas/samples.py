@@ -101,7 +101,8 @@ def encode_series_table(series: Iterable[Series], resource: Mapping[str, str] | 
         {
             "resource": dict(resource or {}),
             "series": [
-                {"metric": s.metric, "kind": s.kind, "unit": s.unit, "attributes": dict(s.attributes)} for s in series
+                {"metric": s.metric, "kind": s.kind, "unit": s.unit, "attributes": dict(s.attributes)}
+                for s in series
             ],
         }
     )
@@ -136,7 +137,9 @@ def encode_batch(
         }
     )  # fmt: skip
     if len(message) > MAX_MESSAGE_BYTES:
-        raise ValueError(f"a batch of {len(message)} bytes exceeds {MAX_MESSAGE_BYTES}: send fewer samples a batch")
+        raise ValueError(
+            f"a batch of {len(message)} bytes exceeds {MAX_MESSAGE_BYTES}: send fewer samples a batch"
+        )
     return message
 
 
@@ -259,11 +262,15 @@ def _read_series_table(encoded: bytes) -> SeriesTable:
     for row in rows:
         attributes = {**resource, **row["attributes"]} if resource else row["attributes"]
         if len(attributes) > MAX_ATTRIBUTES:
-            raise ValueError(f"{len(attributes)} attributes on {row['metric'][:80]!r}; the limit is {MAX_ATTRIBUTES}")
+            raise ValueError(
+                f"{len(attributes)} attributes on {row['metric'][:80]!r}; the limit is {MAX_ATTRIBUTES}"
+            )
         for key, value in attributes.items():
             _name(key, "attribute key", required=True)
             if len(value) > MAX_VALUE_CHARS:
-                raise ValueError(f"attribute {key[:80]!r} has {len(value)} characters; the limit is {MAX_VALUE_CHARS}")
+                raise ValueError(
+                    f"attribute {key[:80]!r} has {len(value)} characters; the limit is {MAX_VALUE_CHARS}"
+                )
         series.append(
             Series(
                 _name(row["metric"], "metric", required=True),

@@ -1,0 +1,1 @@
+"""The dataflows: pure state machines in `core`, wired to Kafka and ClickHouse with Bytewax."""

@@ -1,0 +1,191 @@
+"""Chunks: the batches that one poll of a partition brought, as columns, checked all at once.
+
+A batch of 1,000 samples costs numpy about as much in calls as in work, so the batches of one (service, stream, series
+table) are concatenated first and checked together; only where a check fails are they looked at one by one.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tailrace_schemas.samples import (
+    MAX_TIME_US,
+    MIN_TIME_US,
+    Reason,
+    SampleBatch,
+    SeriesTable,
+    decode_series_table,
+)
+
+__all__ = ["UNKNOWN_US", "Arrival", "Chunk", "Mark", "Refusal", "batch_maxima", "build_chunk"]
+
+Ints = NDArray[np.int64]
+
+UNKNOWN_US: Final = -(1 << 62)
+"""Earlier than any time: no watermark yet."""
+
+
+class Arrival(NamedTuple):
+    """A decoded batch, and where it stands in its partition."""
+
+    offset: int
+    record_time_us: int
+    batch: SampleBatch
+
+
+class Refusal(NamedTuple):
+    """Samples of one batch that cannot be used."""
+
+    arrival: Arrival
+    reason: Reason
+    detail: str
+    samples: int
+
+
+class Mark(NamedTuple):
+    """What a source says of a service between chunks."""
+
+    partition: int
+    service: str
+    stream: str
+    now_us: int
+    """Wall time of an idle mark; 0 for the end of the stream."""
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Samples of one service, stream and series table, from one partition, in order of their offsets.
+
+    b batches of n samples in all; `offsets`, `lengths` and `watermarks_us` are (b,), the columns (n,).
+    """
+
+    partition: int
+    service: str
+    stream: str
+    table: SeriesTable
+    replayed: bool
+    """Counted and emitted before a restart; now only rebuilds open windows."""
+    offsets: Ints
+    lengths: Ints
+    watermarks_us: Ints
+    """The partition's own watermark of (service, stream) before each batch: decides what is late, alike on replay."""
+    producers: list[tuple[str, int]]
+    """(producer id, sequence) of each batch: names its events."""
+    series_index: NDArray[np.uint32]
+    time_us: Ints
+    value: NDArray[np.float64]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Between processes a series table travels encoded, and is looked up in the receiver's cache.
+        fields = (
+            self.partition, self.service, self.stream, self.table.encoded, self.replayed, self.offsets, self.lengths,
+            self.watermarks_us, self.producers, self.series_index, self.time_us, self.value,
+        )  # fmt: skip
+        return _restore, fields
+
+
+def _restore(partition: int, service: str, stream: str, table: bytes, *rest: Any) -> Chunk:
+    return Chunk(partition, service, stream, decode_series_table(table), *rest)
+
+
+def build_chunk(
+    partition: int, arrivals: list[Arrival], *, max_future_us: int, replayed: bool
+) -> tuple[Chunk, list[Refusal]]:
+    """One chunk of batches that share service, stream and series table, and what had to be left out.
+
+    Cost: about 8 ns a sample and 1 us a batch where all is well.
+    """
+    first = arrivals[0].batch
+    lengths = np.array([a.batch.samples for a in arrivals], np.int64)
+    # Bytes are joined before they become arrays: one copy, and no call per batch.
+    series_index = np.frombuffer(b"".join([a.batch.series_index for a in arrivals]), "<u4")
+    value = np.frombuffer(b"".join([a.batch.value for a in arrivals]), "<f8")
+    time_us = np.repeat(np.array([a.batch.base_time_us for a in arrivals], np.int64), lengths)
+    time_us += np.frombuffer(b"".join([a.batch.time_offset_us for a in arrivals]), "<i4")
+    chunk = Chunk(
+        partition,
+        first.service,
+        first.stream,
+        first.table,
+        replayed,
+        np.array([a.offset for a in arrivals], np.int64),
+        lengths,
+        np.full(len(arrivals), UNKNOWN_US, np.int64),
+        [(a.batch.producer_id, a.batch.sequence) for a in arrivals],
+        series_index,
+        time_us,
+        value,
+    )
+    if value.size == 0:
+        return chunk, []
+    least_limit = min(a.record_time_us for a in arrivals) + max_future_us
+    fine = (
+        series_index.max() < len(first.table.series)
+        and np.isfinite(value.sum())  # an infinity or NaN anywhere shows in the sum
+        and time_us.min() >= MIN_TIME_US
+        and time_us.max() <= min(least_limit, MAX_TIME_US)
+        and (value.min() >= 0 or not _has_counters(first.table))
+    )
+    if fine:
+        return chunk, []
+    return _sift(chunk, arrivals, max_future_us)
+
+
+def batch_maxima(chunk: Chunk) -> Ints:
+    """(b,) the greatest event time of each batch; UNKNOWN_US for an empty one."""
+    maxima = np.full(chunk.lengths.size, UNKNOWN_US, np.int64)
+    filled = np.flatnonzero(chunk.lengths)
+    if filled.size:
+        begins = np.cumsum(chunk.lengths) - chunk.lengths
+        maxima[filled] = np.maximum.reduceat(chunk.time_us, begins[filled])
+    return maxima
+
+
+def _has_counters(table: SeriesTable) -> bool:
+    return any(series.kind in ("counter", "cumulative") for series in table.series)
+
+
+def _sift(chunk: Chunk, arrivals: list[Arrival], max_future_us: int) -> tuple[Chunk, list[Refusal]]:
+    """Takes out the samples that cannot be used, the first reason that holds for each."""
+    batch_of = np.repeat(np.arange(len(arrivals)), chunk.lengths)
+    limits = np.array([a.record_time_us + max_future_us for a in arrivals], np.int64)[batch_of]
+    known = chunk.series_index < len(chunk.table.series)
+    counter_rows = np.array([s.kind in ("counter", "cumulative") for s in chunk.table.series] or [False])
+    is_counter = counter_rows[np.where(known, chunk.series_index, 0)]
+    checks: Iterable[tuple[Reason, NDArray[np.bool_], str]] = (
+        (Reason.BAD_INDEX, ~known, f"series_index beyond the table's {len(chunk.table.series)} series"),
+        (Reason.NOT_FINITE, ~np.isfinite(chunk.value), "NaN or infinite values"),
+        (
+            Reason.TIME_OUT_OF_RANGE,
+            (chunk.time_us < MIN_TIME_US) | (chunk.time_us > MAX_TIME_US),
+            "times outside 1970 to 2100",
+        ),
+        (
+            Reason.TOO_FAR_IN_FUTURE,
+            chunk.time_us > limits,
+            f"times more than {max_future_us / 1e6:g} s after the record's timestamp",
+        ),
+        (Reason.NEGATIVE_COUNT, is_counter & (chunk.value < 0), "negative values of a counter"),
+    )
+    good = np.ones(chunk.value.size, np.bool_)
+    refusals: list[Refusal] = []
+    for reason, bad, detail in checks:
+        bad = bad & good
+        good &= ~bad
+        per_batch = np.bincount(batch_of[bad], minlength=len(arrivals))
+        refusals += [
+            Refusal(
+                arrivals[i],
+                reason,
+                f"{per_batch[i]} of {chunk.lengths[i]} samples: {detail}",
+                int(per_batch[i]),
+            )
+            for i in np.flatnonzero(per_batch)
+        ]
+    chunk.lengths = np.bincount(batch_of[good], minlength=len(arrivals)).astype(np.int64)
+    chunk.series_index = chunk.series_index[good]
+    chunk.time_us = chunk.time_us[good]
+    chunk.value = chunk.value[good]
+    return chunk, refusals

@@ -1,0 +1,377 @@
+"""One Kafka partition of samples: decoding, duplicates, idleness, and from where a replay must start.
+
+A plain state machine: records and wall time come as arguments. The Kafka adapter is `tailrace_flows.source`.
+See docs/architecture.md, "Recovery", for `held` and `position`.
+"""
+
+import pickle
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from tailrace_schemas.deadletter import MAX_PAYLOAD_BYTES, DeadLetter
+from tailrace_schemas.samples import Reason, Rejection, SampleBatch, decode
+from tailrace_schemas.topics import shard_of
+
+from tailrace_flows.core.chunk import UNKNOWN_US, Arrival, Chunk, Mark, Refusal, batch_maxima, build_chunk
+from tailrace_flows.core.config import WindowConfig
+from tailrace_flows.core.counters import Count, Counters, dead_letters
+from tailrace_flows.core.sequences import Producer, Seen, observe
+from tailrace_flows.core.shard import BACKFILL_IDLE_US, FORGET_US
+from tailrace_flows.core.table import AFTER_ALL
+
+__all__ = ["Keyed", "Partition", "PoisonedError", "Record"]
+
+StreamName = tuple[str, str]
+"""(service, stream)."""
+ProducerName = tuple[str, str, str]
+"""(service, stream, producer id)."""
+Keyed = tuple[str, Chunk | Mark]
+"""(shard, item)."""
+
+MARK_EVERY_US: Final = 2_000_000
+MAX_INVALID_RUN: Final = 1_000
+"""So many unreadable records in a row stop the flow: that is no longer bad input, but the wrong topic."""
+RATIO_RECORDS: Final = 10_000
+MAX_INVALID_RATIO: Final = 0.5
+"""Of the last RATIO_RECORDS: likewise."""
+STATE_VERSION: Final = 1
+
+
+class PoisonedError(Exception):
+    """Too many unreadable records: going on would discard a stream."""
+
+
+class Record(NamedTuple):
+    """A Kafka record, without Kafka."""
+
+    offset: int
+    time_us: int
+    value: bytes | None
+
+
+@dataclass(slots=True)
+class _Segment:
+    """What was read between two snapshots, as far as a release needs it."""
+
+    start: int
+    newest_us: dict[StreamName, int] = field(default_factory=dict)
+    """The greatest event time of each stream."""
+    producers: set[ProducerName] = field(default_factory=set)
+    """Whose state changed."""
+    producers_after: dict[ProducerName, Producer] = field(default_factory=dict)
+    watermarks_after: dict[StreamName, int] = field(default_factory=dict)
+
+
+@dataclass
+class _State:
+    """What recovery keeps, pickled. Producers and watermarks are those before `held`."""
+
+    cluster_id: str
+    held: int
+    position: int
+    producers: dict[ProducerName, Producer]
+    watermarks_us: dict[StreamName, int]
+    newest_us: dict[StreamName, int]
+    """Streams whose windows may be open, as of `position`."""
+    totals: dict[tuple[str, str, str], int]
+    hold: bool
+    """Shards do not store their windows."""
+    whole: bool
+    """Everything since offset 0 was read."""
+
+
+class Partition:
+    """See the module. Not thread-safe.
+
+    Args:
+        hold: keep `held` back to the oldest open window, for shards that do not store their windows.
+        state: of `snapshot`, or None to start at `start`.
+
+    Raises:
+        ValueError: the state was written by another version of this format, or for `hold` false and it is now true.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        topic: str,
+        config: WindowConfig,
+        now_us: int,
+        *,
+        hold: bool,
+        cluster_id: str,
+        start: int,
+        state: bytes | None = None,
+    ) -> None:
+        self.number = number
+        self.topic = topic
+        self.config = config
+        self._hold = hold
+        self.cluster_id = cluster_id
+        version, restored = pickle.loads(state) if state else (STATE_VERSION, None)  # noqa: S301 - our own file
+        if version != STATE_VERSION:
+            raise ValueError(
+                f"the recovery state has format {version}, this Tailrace reads {STATE_VERSION}: "
+                "drain with the version that wrote it, or start with a new recovery directory"
+            )
+        kept: _State = restored or _State(cluster_id, start, start, {}, {}, {}, {}, hold, start == 0)
+        if hold and not kept.hold:
+            raise ValueError(
+                "recovery.contents was 'snapshot' and is now 'replay', which would lose the windows that are open: "
+                "set it back, or start with a new recovery directory"
+            )
+        self.moved_from = kept.cluster_id if kept.cluster_id != cluster_id else None
+        """The cluster that the state's offsets belong to, if it is another one: they are not used."""
+        if self.moved_from is not None:
+            kept.held = kept.position = start
+            kept.whole = start == 0
+        self.next_offset = kept.held
+        """Where to read on."""
+        self._replay_until = kept.position
+        self._whole = kept.whole
+        self._held = kept.held
+        self._held_producers = kept.producers
+        self._held_watermarks_us = kept.watermarks_us
+        self._producers = {name: producer.copy() for name, producer in kept.producers.items()}
+        self._watermarks_us = dict(kept.watermarks_us)
+        self._newest_us = dict(kept.newest_us)
+        self._seen_us = dict.fromkeys(self._newest_us, now_us)
+        self._segments: deque[_Segment] = deque()
+        self._segment = _Segment(self.next_offset)
+        self._counters = Counters(f"partition {number}", kept.totals)
+        self._marked_us = now_us
+        self._invalid_run = 0
+        self._recent = self._recent_invalid = 0
+        self._latest_record_us = 0
+
+    # -- reading ------------------------------------------------------------------------------------
+
+    @property
+    def replaying(self) -> bool:
+        """Whether what comes next was counted before a restart."""
+        return self.next_offset < self._replay_until
+
+    def restart_at(self, offset: int) -> None:
+        """The stored offsets belong to another topic of the same name: reads from `offset`, nothing is a replay."""
+        self.next_offset = self._held = self._replay_until = offset
+        self._segment = _Segment(offset)
+        self._whole = offset == 0
+
+    def gap(self, low: int) -> int:
+        """The broker's first offset is `low`: skips what is gone, counts and returns how many records that is."""
+        gone = max(0, low - self.next_offset)
+        if gone:
+            self.next_offset = low
+            self._whole = False
+            self._counters.add("", "", Count.GAP_RECORDS, gone)
+        return gone
+
+    def read(self, records: Iterable[Record], now_us: int) -> tuple[list[Keyed], list[DeadLetter]]:
+        """Takes records in the order of their offsets.
+
+        Raises:
+            PoisonedError: too many in a row, or too large a share, cannot be read.
+        """
+        groups: dict[tuple[str, str, bytes, bool], list[Arrival]] = {}
+        letters: list[DeadLetter] = []
+        ended: dict[StreamName, None] = {}
+        values: dict[int, bytes] = {}
+        for record in records:
+            replayed = record.offset < self._replay_until
+            self.next_offset = record.offset + 1
+            self._latest_record_us = max(self._latest_record_us, record.time_us)
+            batch = decode(record.value)
+            self._recent += 1
+            if self._recent > RATIO_RECORDS:
+                self._recent = self._recent_invalid = 0
+            if isinstance(batch, Rejection):
+                if not replayed:
+                    letters.append(self._reject(record, batch))
+                continue
+            self._invalid_run = 0
+            if batch.sequence >= 0 and self._is_duplicate(batch, record.time_us, replayed):
+                continue
+            values[record.offset] = record.value or b""
+            group = (batch.service, batch.stream, batch.table.encoded, replayed)
+            groups.setdefault(group, []).append(Arrival(record.offset, record.time_us, batch))
+            if batch.end_of_stream:
+                ended[(batch.service, batch.stream)] = None
+        chunks = []
+        for group, arrivals in groups.items():
+            chunk, refusals = build_chunk(
+                self.number, arrivals, max_future_us=self.config.max_future_us, replayed=group[3]
+            )
+            chunks.append(chunk)
+            if not chunk.replayed:
+                letters += [self._refuse(refusal, values[refusal.arrival.offset]) for refusal in refusals]
+        self._advance(chunks, now_us)
+        items: list[Keyed] = [(shard_of(chunk.service), chunk) for chunk in chunks]
+        for service, stream in ended:
+            self._watermarks_us[(service, stream)] = AFTER_ALL
+            self._newest_us.pop((service, stream), None)
+            items.append((shard_of(service), Mark(self.number, service, stream, 0)))
+        return items, letters
+
+    def _is_duplicate(self, batch: SampleBatch, record_time_us: int, replayed: bool) -> bool:
+        name = (batch.service, batch.stream, batch.producer_id)
+        producer = self._producers.get(name)
+        if producer is None:
+            # Where its sequence began is known only if nothing of the partition was missed before it.
+            first_seen = -1 if self._whole else batch.sequence - 1
+            producer = self._producers[name] = Producer(first_seen)
+        producer.seen_us = record_time_us
+        seen, missing = observe(producer, batch.sequence)
+        self._segment.producers.add(name)
+        if not replayed:
+            counts = {
+                Count.MISSING_BATCHES: missing,
+                Count.RECOVERED_BATCHES: int(seen is Seen.RECOVERED),
+                Count.DUPLICATE_BATCHES: int(seen is Seen.DUPLICATE),
+                Count.DUPLICATE_SAMPLES: batch.samples if seen is Seen.DUPLICATE else 0,
+            }
+            for count, value in counts.items():
+                self._counters.add(batch.service, batch.stream, count, value)
+        return seen is Seen.DUPLICATE
+
+    def _advance(self, chunks: list[Chunk], now_us: int) -> None:
+        """Gives each batch the watermark before it, in the order of offsets, and moves the watermarks on."""
+        by_stream: dict[StreamName, list[Chunk]] = {}
+        for chunk in chunks:
+            by_stream.setdefault((chunk.service, chunk.stream), []).append(chunk)
+        for name, group in by_stream.items():
+            offsets = np.concatenate([chunk.offsets for chunk in group])
+            maxima = np.concatenate([batch_maxima(chunk) for chunk in group])
+            order = np.argsort(offsets, kind="stable")
+            before = self._watermarks_us.get(name, UNKNOWN_US)
+            after = np.maximum.accumulate(np.maximum(maxima[order] - self.config.disorder_us, before))
+            watermarks = np.empty_like(after)
+            watermarks[order] = np.concatenate([[before], after[:-1]])
+            at = 0
+            for chunk in group:
+                chunk.watermarks_us = watermarks[at : at + chunk.offsets.size]
+                at += chunk.offsets.size
+            self._watermarks_us[name] = int(after[-1])
+            newest = int(maxima.max())
+            if newest > UNKNOWN_US:
+                self._newest_us[name] = max(newest, self._newest_us.get(name, newest))
+                self._segment.newest_us[name] = max(newest, self._segment.newest_us.get(name, newest))
+            self._seen_us[name] = now_us
+
+    # -- silence ------------------------------------------------------------------------------------
+
+    def idle_marks(self, now_us: int) -> list[Keyed]:
+        """The partition is read to its end: marks for the services that have been silent for `idle`."""
+        if now_us - self._marked_us < MARK_EVERY_US:
+            return []
+        self._marked_us = now_us
+        items: list[Keyed] = []
+        for name, newest_us in list(self._newest_us.items()):
+            silence_us = now_us - self._seen_us[name]
+            if silence_us < self.config.idle_us:
+                continue
+            items.append((shard_of(name[0]), Mark(self.number, *name, now_us)))
+            if name[1] and silence_us < BACKFILL_IDLE_US:
+                continue
+            # The shard retires what exists as wall time passes it; this side must not be ahead of it.
+            limit_us = self.config.retired_after_us(newest_us)
+            reached_us = min(now_us - self.config.disorder_us, limit_us)
+            self._watermarks_us[name] = max(self._watermarks_us.get(name, UNKNOWN_US), reached_us)
+            if reached_us == limit_us:
+                del self._newest_us[name]
+        return items
+
+    # -- recovery -----------------------------------------------------------------------------------
+
+    def snapshot(self, now_us: int) -> bytes:
+        """The state for recovery. Cost: what changed since the last one, and pickling what is before `held`."""
+        segment = self._segment
+        segment.producers_after = {n: self._producers[n].copy() for n in segment.producers}
+        segment.watermarks_after = {name: self._watermarks_us[name] for name in segment.newest_us}
+        self._segments.append(segment)
+        self._segment = _Segment(self.next_offset)
+        while self._segments and (not self._hold or self._released(self._segments[0])):
+            gone = self._segments.popleft()
+            self._held_producers.update(gone.producers_after)
+            self._held_watermarks_us.update(gone.watermarks_after)
+        self._held = self._segments[0].start if self._segments else self.next_offset
+        self._forget(now_us)
+        state = _State(
+            self.cluster_id,
+            self._held,
+            max(self.next_offset, self._replay_until),
+            self._held_producers,
+            self._held_watermarks_us if self._hold else self._watermarks_us,
+            self._newest_us,
+            self._counters.totals,
+            self._hold,
+            self._whole,
+        )
+        return pickle.dumps((STATE_VERSION, state), protocol=5)
+
+    @property
+    def held(self) -> int:
+        """Where a replay would start, as of the last snapshot."""
+        return self._held
+
+    def counter_rows(self, now_us: int) -> Any:
+        """A record batch of COUNTERS that changed, or None."""
+        return self._counters.rows(now_us) if self._counters.changed else None
+
+    def _released(self, segment: _Segment) -> bool:
+        return all(
+            self.config.retired_after_us(newest_us) <= self._watermarks_us.get(name, AFTER_ALL)
+            for name, newest_us in segment.newest_us.items()
+        )
+
+    def _forget(self, now_us: int) -> None:
+        for name in [n for n, seen_us in self._seen_us.items() if now_us - seen_us > FORGET_US]:
+            self._newest_us.pop(name, None)
+            del self._seen_us[name]
+            self._watermarks_us.pop(name, None)
+            self._held_watermarks_us.pop(name, None)
+        horizon_us = self._latest_record_us - FORGET_US
+        for name in [n for n, producer in self._held_producers.items() if producer.seen_us < horizon_us]:
+            if self._producers[name].seen_us < horizon_us:
+                del self._held_producers[name], self._producers[name]
+
+    # -- dead letters -------------------------------------------------------------------------------
+
+    def _reject(self, record: Record, rejection: Rejection) -> DeadLetter:
+        self._invalid_run += 1
+        self._recent_invalid += 1
+        self._counters.add("", "", dead_letters(rejection.reason), 1)
+        too_many = self._recent_invalid > MAX_INVALID_RATIO * RATIO_RECORDS
+        if too_many or self._invalid_run >= MAX_INVALID_RUN:
+            raise PoisonedError(
+                f"{self.topic}[{self.number}]: {self._recent_invalid} of the last {self._recent} records up to offset "
+                f"{record.offset} cannot be read (the last: {rejection.reason}, {rejection.detail}). Is this the topic of "
+                "samples? The flow stops rather than discard a stream."
+            )
+        return self._letter(
+            record.offset, record.time_us, record.value or b"", "", rejection.reason, rejection.detail, 0
+        )
+
+    def _refuse(self, refusal: Refusal, value: bytes) -> DeadLetter:
+        arrival = refusal.arrival
+        batch = arrival.batch
+        self._counters.add(batch.service, batch.stream, dead_letters(refusal.reason), refusal.samples)
+        return self._letter(
+            arrival.offset,
+            arrival.record_time_us,
+            value,
+            batch.service,
+            refusal.reason,
+            refusal.detail,
+            refusal.samples,
+        )
+
+    def _letter(
+        self, offset: int, time_us: int, value: bytes, service: str, reason: Reason, detail: str, samples: int
+    ) -> DeadLetter:
+        return DeadLetter(
+            self.topic, self.number, offset, time_us, service, reason, detail, samples,
+            len(value), value[:MAX_PAYLOAD_BYTES],
+        )  # fmt: skip

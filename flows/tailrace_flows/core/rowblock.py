@@ -1,0 +1,96 @@
+"""Rows of one window, as an Arrow record batch."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from tailrace_schemas.rows import WINDOW_ROWS
+
+from tailrace_flows.core.config import WindowConfig
+from tailrace_flows.core.increases import Increases
+from tailrace_flows.core.series import COUNTER, CUMULATIVE, DISTRIBUTION, EVENT, GAUGE, SeriesIndex
+from tailrace_flows.core.window import CODE_BIAS, CODE_BITS, CODE_MASK, Window
+
+__all__ = ["build_rows"]
+
+
+def build_rows(
+    series: SeriesIndex,
+    stream: str,
+    config: WindowConfig,
+    start_us: int,
+    window: Window,
+    slots: NDArray[np.int64],
+    increases: list[Increases | None],
+) -> Any:
+    """A record batch of WINDOW_ROWS for ascending `slots` of a folded window, which all have samples.
+
+    `increases` are those of the 10 s windows it consists of, in order.
+    """
+    kinds = series.kinds[slots]
+    count = window.count[slots]
+    cumulative = kinds == CUMULATIVE
+    distribution = kinds == DISTRIBUTION
+    spread = distribution | (kinds == GAUGE)
+    increase = np.where(kinds == COUNTER, window.sum[slots], np.where(kinds == EVENT, count, np.nan))
+    resets = np.zeros(slots.size, np.int64)
+    version = count.copy()
+    last = window.last[slots]
+    if cumulative.any():
+        rows = np.flatnonzero(cumulative)
+        increase[rows], resets[rows], version[rows], last[rows] = _combine(increases, slots[rows])
+    version += config.generation << 48
+
+    keys, counts = window.sketch()
+    if slots.size < np.count_nonzero(window.count):
+        wanted = np.zeros(window.count.size, np.bool_)
+        wanted[slots] = True
+        kept = wanted[keys >> CODE_BITS]
+        keys, counts = keys[kept], counts[kept]
+    offsets = np.append(np.searchsorted(keys, slots << CODE_BITS), keys.size).astype(np.int32)
+
+    columns = {name: column.take(pa.array(slots)) for name, column in series.columns().items()}
+    columns |= {
+        "service": pa.repeat(pa.scalar(series.service, pa.string()), slots.size),
+        "stream": pa.repeat(pa.scalar(stream, pa.string()), slots.size),
+        "window_start": pa.repeat(pa.scalar(start_us // 1_000_000, pa.timestamp("s", tz="UTC")), slots.size),
+        "count": pa.array(count.astype(np.uint64)),
+        "sum": pa.array(window.sum[slots], mask=cumulative),
+        "min": pa.array(window.min[slots], mask=~spread),
+        "max": pa.array(window.max[slots], mask=~spread),
+        "last": pa.array(last, mask=~((kinds == GAUGE) | cumulative)),
+        "increase": pa.array(increase, mask=np.isnan(increase)),
+        "resets": pa.array(resets.astype(np.uint32), mask=~cumulative),
+        "bucket_index": pa.ListArray.from_arrays(
+            offsets, pa.array(((keys & CODE_MASK) - CODE_BIAS).astype(np.int32))
+        ),
+        "bucket_count": pa.ListArray.from_arrays(offsets, pa.array(counts.astype(np.uint64))),
+        "scale": pa.array(np.full(slots.size, config.scale, np.int8), mask=~distribution),
+        "version": pa.array(version.astype(np.uint64)),
+    }
+    return pa.record_batch([columns[field.name] for field in WINDOW_ROWS], schema=WINDOW_ROWS)
+
+
+def _combine(
+    increases: list[Increases | None], slots: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """increase, resets, points, last of cumulative `slots` over consecutive windows."""
+    increase = np.full(slots.size, np.nan)
+    resets = np.zeros(slots.size, np.int64)
+    points = np.zeros(slots.size, np.int64)
+    last = np.full(slots.size, np.nan)
+    for part in increases:
+        if part is None:
+            continue
+        rows = np.flatnonzero(np.isin(slots, part.slots))
+        at = np.searchsorted(part.slots, slots[rows])
+        increase[rows] = np.where(
+            np.isnan(increase[rows]),
+            part.increase[at],
+            increase[rows] + np.nan_to_num(part.increase[at]),
+        )
+        resets[rows] += part.resets[at]
+        points[rows] = part.points[at]
+        last[rows] = part.last[at]
+    return increase, resets, points, last

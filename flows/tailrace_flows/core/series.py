@@ -1,0 +1,98 @@
+"""The series of one window table: slots, and the columns of their rows that never change."""
+
+import json
+from hashlib import blake2b
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from tailrace_schemas.rows import ATTRIBUTES
+from tailrace_schemas.samples import KINDS, Series, SeriesTable
+
+__all__ = ["COUNTER", "CUMULATIVE", "DISTRIBUTION", "EVENT", "GAUGE", "SeriesIndex", "series_id"]
+
+DISTRIBUTION: Final = KINDS.index("distribution")
+COUNTER: Final = KINDS.index("counter")
+CUMULATIVE: Final = KINDS.index("cumulative")
+GAUGE: Final = KINDS.index("gauge")
+EVENT: Final = KINDS.index("event")
+
+
+def series_id(service: str, series: Series) -> int:
+    """64 bits that name a series in rows and snapshots, equal in every run and process."""
+    text = json.dumps([service, *series], ensure_ascii=True, separators=(",", ":"))
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+class SeriesIndex:
+    """Numbers the series of one (service, stream): slot i is the i-th one met."""
+
+    def __init__(self, service: str, max_series: int, series: list[Series] | None = None) -> None:
+        self.service = service
+        self.max_series = max_series
+        self.series: list[Series] = series or []
+        self._slots = {one: slot for slot, one in enumerate(self.series)}
+        self._maps: dict[bytes, NDArray[np.int32]] = {}
+        self._columns: dict[str, Any] = {}
+        self._kinds = np.array([KINDS.index(one.kind) for one in self.series], np.int8)
+
+    def __len__(self) -> int:
+        return len(self.series)
+
+    def slots_of(self, table: SeriesTable) -> NDArray[np.int32]:
+        """The slot of each row of a series table; -1 for new series beyond the limit. Remembered by the table's bytes."""
+        known = self._maps.get(table.encoded)
+        if known is not None:
+            return known
+        found = np.full(len(table.series), -1, np.int32)
+        for row, one in enumerate(table.series):
+            slot = self._slots.get(one)
+            if slot is None and len(self.series) < self.max_series:
+                slot = self._slots[one] = len(self.series)
+                self.series.append(one)
+            if slot is not None:
+                found[row] = slot
+        if len(self._maps) >= 1024:  # a producer whose table changes with each message
+            self._maps.clear()
+        self._maps[table.encoded] = found
+        return found
+
+    @property
+    def kinds(self) -> NDArray[np.int8]:
+        """The kind of each slot, an index into KINDS."""
+        if len(self._kinds) < len(self.series):
+            new = [KINDS.index(one.kind) for one in self.series[len(self._kinds) :]]
+            self._kinds = np.concatenate([self._kinds, np.array(new, np.int8)])
+        return self._kinds
+
+    @property
+    def ids(self) -> NDArray[np.uint64]:
+        """The series id of each slot."""
+        ids: NDArray[np.uint64] = self.columns()["series_id"].to_numpy()
+        return ids
+
+    def columns(self) -> dict[str, Any]:
+        """Arrow arrays by slot: metric, series_id, attributes, kind, unit. Built once for each series."""
+        known = len(self._columns["metric"]) if self._columns else 0
+        if known < len(self.series):
+            new = self.series[known:]
+            built = {
+                "metric": pa.array([one.metric for one in new], pa.string()),
+                "series_id": pa.array([series_id(self.service, one) for one in new], pa.uint64()),
+                "attributes": pa.array([one.attributes for one in new], ATTRIBUTES),
+                "kind": pa.array([one.kind for one in new], pa.string()),
+                "unit": pa.array([one.unit for one in new], pa.string()),
+            }
+            if known:
+                built = {name: pa.concat_arrays([self._columns[name], built[name]]) for name in built}
+            self._columns = built
+        return self._columns
+
+    def keep(self, used: NDArray[np.bool_]) -> None:
+        """Forgets the slots that are not `used`; the others close ranks."""
+        self.series = [one for one, stays in zip(self.series, used, strict=True) if stays]
+        self._slots = {one: slot for slot, one in enumerate(self.series)}
+        self._maps.clear()
+        self._columns = {}
+        self._kinds = np.array([KINDS.index(one.kind) for one in self.series], np.int8)

@@ -1,0 +1,194 @@
+"""One shard: the window tables of its services, and when they emit.
+
+A plain state machine: `now_us` is wall time, given by the caller. The Bytewax adapter is `tailrace_flows.windows`.
+"""
+
+import pickle
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from tailrace_schemas.rows import EVENTS
+from tailrace_schemas.topics import shard_of
+
+from tailrace_flows.core.chunk import Chunk, Mark
+from tailrace_flows.core.config import WindowConfig
+from tailrace_flows.core.counters import Count, Counters
+from tailrace_flows.core.table import Block, TableState, WindowTable
+
+__all__ = ["Output", "Shard"]
+
+DIRTY_US: Final = 1_000_000
+"""Late corrections of emitted rows are collected for so long."""
+COUNTERS_US: Final = 2_000_000
+FORGET_US: Final = 24 * 3600 * 1_000_000
+"""A stream silent for so long, in wall time, is forgotten."""
+BACKFILL_IDLE_US: Final = 3600 * 1_000_000
+"""A replay that was interrupted may go on within this time without its samples being late."""
+STATE_VERSION: Final = 1
+
+
+class Output(NamedTuple):
+    """What a shard emits, for its sinks: `blocks` of window rows, and record batches of EVENTS and COUNTERS."""
+
+    blocks: list[Block]
+    events: Any = None
+    counters: Any = None
+
+
+@dataclass
+class _Stream:
+    """One (service, stream) of the shard."""
+
+    table: WindowTable
+    seen_us: int
+    """Wall time of its last chunk."""
+    idle: dict[int, bool] = field(default_factory=dict)
+    """Partition -> whether it is read to its end and silent."""
+
+
+class Shard:
+    """State: about 1 kB a service, and the open windows."""
+
+    def __init__(self, config: WindowConfig, now_us: int, state: bytes | None = None) -> None:
+        """Anew, or from `snapshot`'s bytes.
+
+        Raises:
+            ValueError: the state was written by another version of this format.
+        """
+        self.config = config
+        version, scope, totals, streams = pickle.loads(state) if state else (STATE_VERSION, "", {}, {})  # noqa: S301 - our own file
+        if version != STATE_VERSION:
+            raise ValueError(
+                f"the recovery state has format {version}, this Tailrace reads {STATE_VERSION}: "
+                "drain with the version that wrote it, or start with a new recovery directory"
+            )
+        self._counters = Counters(scope, totals)
+        self._counters_due_us = now_us
+        self._dirty_due_us: int | None = None
+        self._streams: dict[tuple[str, str], _Stream] = {
+            (service, stream): _Stream(WindowTable(service, stream, config, table), now_us, dict(idle))
+            for (service, stream), (table, idle) in streams.items()
+        }
+
+    def on_items(self, items: Iterable[Chunk | Mark], now_us: int) -> Output:
+        """Takes what the source brought, in order; returns the rows that are due."""
+        events: list[Any] = []
+        blocks: list[Block] = []
+        touched: dict[tuple[str, str], _Stream] = {}
+        for item in items:
+            name = (item.service, item.stream)
+            entry = self._streams.get(name)
+            if entry is None:
+                self._counters.scope = f"shard {shard_of(item.service)}"
+                table = WindowTable(item.service, item.stream, self.config)
+                entry = self._streams[name] = _Stream(table, now_us)
+            if isinstance(item, Chunk):
+                self._add(entry, item, now_us, events)
+                touched[name] = entry
+            elif item.now_us == 0:
+                blocks += entry.table.end()
+                if not self._counters.totals.get((*name, Count.ENDED)):
+                    self._counters.add(*name, Count.ENDED, 1)
+                self._counters_due_us = now_us
+            else:
+                blocks += self._idle(entry, item)
+        emit_dirty = self._dirty_due_us is not None and now_us >= self._dirty_due_us
+        for entry in self._streams.values() if emit_dirty else touched.values():
+            blocks += entry.table.emit(dirty=emit_dirty)
+        if emit_dirty:
+            self._dirty_due_us = None
+        elif self._dirty_due_us is None and any(entry.table.dirty for entry in touched.values()):
+            self._dirty_due_us = now_us + DIRTY_US
+        return Output(blocks, pa.concat_batches(events) if events else None, self._due_counters(now_us))
+
+    def on_time(self, now_us: int) -> Output:
+        """At `next_us`: corrections and counters that are due; forgets streams that have been silent for a day."""
+        for name in [n for n, entry in self._streams.items() if now_us - entry.seen_us > FORGET_US]:
+            del self._streams[name]
+        return self.on_items((), now_us)
+
+    def on_end(self, now_us: int) -> Output:
+        """A drain: open windows as they stand, whole, and the counters. The state stays as it is."""
+        blocks = [block for entry in self._streams.values() for block in entry.table.emit_all()]
+        self._counters_due_us = now_us
+        return Output(blocks, None, self._due_counters(now_us))
+
+    def next_us(self) -> int | None:
+        """When `on_time` is wanted, in wall time."""
+        due = [self._counters_due_us] if self._counters.changed else []
+        if self._dirty_due_us is not None:
+            due.append(self._dirty_due_us)
+        return min(due, default=None)
+
+    def snapshot(self, *, contents: bool) -> bytes:
+        """The state for recovery; with `contents`, open windows too."""
+        streams: dict[tuple[str, str], tuple[TableState, dict[int, bool]]] = {
+            name: (entry.table.state(contents=contents), entry.idle) for name, entry in self._streams.items()
+        }
+        return pickle.dumps((STATE_VERSION, self._counters.scope, self._counters.totals, streams), protocol=5)
+
+    # ------------------------------------------------------------------------------------------------
+
+    def _add(self, entry: _Stream, chunk: Chunk, now_us: int, events: list[Any]) -> None:
+        entry.seen_us = now_us
+        entry.idle[chunk.partition] = False
+        added = entry.table.add(chunk)
+        for name, value in (
+            (Count.SAMPLES, added.samples),
+            (Count.LATE, added.late),
+            (Count.SERIES_LIMIT, added.beyond_series_limit),
+        ):
+            self._counters.add(chunk.service, chunk.stream, name, value)
+        if not chunk.replayed and any(series.kind == "event" for series in chunk.table.series):
+            occurred = _events(chunk, added.taken)
+            if occurred is not None:
+                events.append(occurred)
+
+    def _idle(self, entry: _Stream, mark: Mark) -> list[Block]:
+        entry.idle[mark.partition] = True
+        if not all(entry.idle.values()):
+            return []
+        backfill = bool(entry.table.stream) and mark.now_us - entry.seen_us < BACKFILL_IDLE_US
+        return entry.table.wall(mark.now_us, retire=not backfill)
+
+    def _due_counters(self, now_us: int) -> Any:
+        if not self._counters.changed or now_us < self._counters_due_us:
+            return None
+        self._counters_due_us = now_us + COUNTERS_US
+        return self._counters.rows(now_us)
+
+
+def _events(chunk: Chunk, taken: Any) -> Any:
+    """A record batch of EVENTS of the chunk's event samples that were taken; None: none."""
+    is_event = np.array([series.kind == "event" for series in chunk.table.series])[chunk.series_index]
+    if taken is not None:
+        is_event &= taken
+    chosen = np.flatnonzero(is_event)
+    if chosen.size == 0:
+        return None
+    batch_of = np.repeat(np.arange(chunk.lengths.size), chunk.lengths)
+    begins = np.cumsum(chunk.lengths) - chunk.lengths
+    ids = []
+    for at in chosen.tolist():
+        batch = int(batch_of[at])
+        producer_id, sequence = chunk.producers[batch]
+        # A numbered batch is the same wherever it is read again; another is known by its place in Kafka.
+        place = (producer_id, sequence) if sequence >= 0 else (chunk.partition, int(chunk.offsets[batch]))
+        text = repr((chunk.service, chunk.stream, *place, at - int(begins[batch])))
+        ids.append(int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little"))
+    series = [chunk.table.series[row] for row in chunk.series_index[chosen].tolist()]
+    columns = [
+        ids,
+        chunk.time_us[chosen],
+        [chunk.service] * len(ids),
+        [one.metric for one in series],
+        [one.attributes for one in series],
+        chunk.value[chosen],
+        [one.unit for one in series],
+        [chunk.stream] * len(ids),
+    ]
+    return pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, EVENTS, strict=True)], schema=EVENTS)

@@ -1,0 +1,359 @@
+"""The window table of one (service, stream): samples in, whole rows out. See docs/architecture.md.
+
+A window is *closed* when its row has been emitted, *late-open* until the watermark passes its end + lateness, and
+*retired* (forgotten) when its minute's end + lateness is passed. Times are microseconds of event time unless said.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tailrace_flows.core.chunk import UNKNOWN_US, Chunk
+from tailrace_flows.core.config import WindowConfig
+from tailrace_flows.core.increases import Baselines, Increases, increases_of
+from tailrace_flows.core.rowblock import build_rows
+from tailrace_flows.core.series import CUMULATIVE, SeriesIndex
+from tailrace_flows.core.window import Window, merge_windows
+
+__all__ = ["AFTER_ALL", "BEFORE_ALL", "Added", "Block", "TableState", "WindowTable"]
+
+Ints = NDArray[np.int64]
+
+BEFORE_ALL: Final = UNKNOWN_US
+AFTER_ALL: Final = 1 << 62
+
+
+class Block(NamedTuple):
+    """Rows of one resolution; `rows` is a pyarrow.RecordBatch of WINDOW_ROWS."""
+
+    service: str
+    stream: str
+    window_seconds: int
+    watermark_us: int
+    rows: Any
+
+
+class Added(NamedTuple):
+    """What became of a chunk's samples; a replayed chunk counts nothing."""
+
+    samples: int
+    late: int
+    beyond_series_limit: int
+    taken: NDArray[np.bool_] | None
+    """(n,) which samples were taken; None: all."""
+
+
+@dataclass
+class TableState:
+    """What recovery keeps of a table. Small, unless `series` and `windows` are filled (`recovery.contents = snapshot`)."""
+
+    watermark_us: int = BEFORE_ALL
+    """The greatest event time less the disorder; decides what is late and what is retired."""
+    closed_until_us: int = BEFORE_ALL
+    """Windows that end here or before have had their rows emitted."""
+    retired_us: int = BEFORE_ALL
+    """The watermark at the last retirement."""
+    dirty: set[tuple[int, int]] = field(default_factory=set)
+    """(length, start) of windows whose emitted rows are out of date."""
+    refused: dict[tuple[int, int], set[int]] = field(default_factory=dict)
+    """(partition, offset) -> starts of windows for which that batch came too late."""
+    baselines: Baselines = field(default_factory=Baselines)
+    series: list[Any] | None = None
+    windows: dict[int, Window] | None = None
+    minutes: dict[int, bool] | None = None
+
+
+class WindowTable:
+    """See the module. Not thread-safe. Cost: 30 to 60 ns a sample, about 3 us a row."""
+
+    def __init__(
+        self, service: str, stream: str, config: WindowConfig, state: TableState | None = None
+    ) -> None:
+        self.service = service
+        self.stream = stream
+        self.config = config
+        state = state or TableState()
+        self.watermark_us = state.watermark_us
+        self.closed_until_us = state.closed_until_us
+        self._retired_us = state.retired_us
+        self._refused = state.refused
+        self._baselines = state.baselines
+        self._series = SeriesIndex(service, config.max_series, state.series)
+        self._windows: dict[int, Window] = state.windows or {}
+        self._minutes: dict[int, Window] = {}
+        """Only `closed` and `dirty` of a minute are used: its content is that of its windows."""
+        for start, closed in (state.minutes or {}).items():
+            self._minutes[start] = Window(closed=closed)
+        # Rows of windows that were closed before a restart are out; replayed samples do not make them dirty.
+        self._settled_us = state.closed_until_us
+        self._unsettled = state.dirty if state.windows is None else set()
+        if state.windows is not None:
+            for length, start in state.dirty:
+                window = self._windows[start] if length == config.window_us else self._minutes[start]
+                window.dirty.append(np.arange(len(self._series), dtype=np.int32))
+
+    # -- samples in ---------------------------------------------------------------------------------
+
+    def add(self, chunk: Chunk) -> Added:
+        """Takes a chunk's samples, but for those that are late or beyond the series limit."""
+        time_us, value = chunk.time_us, chunk.value
+        if value.size == 0:
+            return Added(0, 0, 0, None)
+        newest_us = int(time_us.max())
+        starts = time_us - time_us % self.config.window_us
+        late = self._late(chunk, starts)
+        slots = self._series.slots_of(chunk.table)[chunk.series_index]
+        taken = None
+        late_samples = beyond = 0
+        if late is not None or slots.min() < 0:
+            taken = slots >= 0
+            if late is not None:
+                taken &= ~late
+                late_samples = int(late.sum())
+            beyond = value.size - late_samples - int(taken.sum())
+            starts, slots, time_us, value = starts[taken], slots[taken], time_us[taken], value[taken]
+        for start, which in _split(starts):
+            self._add_to(start, slots[which], time_us[which], value[which], chunk.replayed)
+        self.watermark_us = max(self.watermark_us, newest_us - self.config.disorder_us)
+        if chunk.replayed:
+            return Added(0, 0, 0, taken)
+        return Added(int(value.size), late_samples, beyond, taken)
+
+    def _late(self, chunk: Chunk, starts: Ints) -> NDArray[np.bool_] | None:
+        """(n,) which samples are too late; None: none. Decided by each batch's own watermark: alike on replay."""
+        config = self.config
+        watermark_us = max(int(chunk.watermarks_us.max()), self._retired_us)
+        if int(starts.min()) + config.window_us + config.lateness_us > watermark_us and not chunk.replayed:
+            return None
+        minute_ends = starts - starts % config.rollup_us + config.rollup_us
+        retired = minute_ends + config.lateness_us <= self._retired_us
+        offsets = np.repeat(chunk.offsets, chunk.lengths)
+        if chunk.replayed:
+            late = retired
+            for row, offset in enumerate(chunk.offsets):
+                refused = self._refused.get((chunk.partition, int(offset)))
+                if refused and chunk.lengths[row]:
+                    late |= (offsets == offset) & np.isin(starts, list(refused))
+            return late if late.any() else None
+        late = starts + config.window_us + config.lateness_us <= np.repeat(chunk.watermarks_us, chunk.lengths)
+        for offset in np.unique(offsets[late & ~retired]):
+            refused = set(starts[late & ~retired & (offsets == offset)].tolist())
+            self._refused.setdefault((chunk.partition, int(offset)), set()).update(refused)
+        late |= retired
+        return late if late.any() else None
+
+    def _add_to(
+        self, start: int, slots: NDArray[np.int32], time_us: Ints, value: NDArray[np.float64], replayed: bool
+    ) -> None:
+        config = self.config
+        window = self._windows.get(start)
+        if window is None:
+            window = self._windows[start] = Window(closed=start + config.window_us <= self.closed_until_us)
+            minute_start = start - start % config.rollup_us
+            if minute_start not in self._minutes:
+                closed = minute_start + config.rollup_us <= self.closed_until_us
+                self._minutes[minute_start] = Window(closed=closed)
+        window.add(slots, time_us, value, self._series.kinds, config.scale)
+        if window.closed:
+            self._mark_dirty(start, np.unique(slots), replayed)
+
+    def _mark_dirty(self, start: int, slots: NDArray[np.int32], replayed: bool) -> None:
+        """The rows of these slots in a closed window, and those that follow from them, are out of date."""
+        config = self.config
+
+        def mark(window: Window, length: int, at: int) -> None:
+            settled = replayed and at + length <= self._settled_us and (length, at) not in self._unsettled
+            if window.closed and not settled:
+                window.dirty.append(slots)
+
+        mark(self._windows[start], config.window_us, start)
+        minute_start = start - start % config.rollup_us
+        mark(self._minutes[minute_start], config.rollup_us, minute_start)
+        # A late point of a cumulative counter changes the difference at the next point.
+        slots = slots[self._series.kinds[slots] == CUMULATIVE]
+        for later in sorted(at for at in self._windows if at > start):
+            if slots.size == 0:
+                return
+            window = self._windows[later]
+            window.fold(self._series.kinds, config.scale)
+            unaffected = window.count[slots] == 0
+            slots, rest = slots[~unaffected], slots[unaffected]
+            if slots.size:
+                mark(window, config.window_us, later)
+                minute_start = later - later % config.rollup_us
+                mark(self._minutes[minute_start], config.rollup_us, minute_start)
+            slots = rest
+
+    # -- rows out -----------------------------------------------------------------------------------
+
+    @property
+    def dirty(self) -> bool:
+        """Whether emitted rows are out of date."""
+        return any(w.dirty for w in self._windows.values()) or any(m.dirty for m in self._minutes.values())
+
+    @property
+    def open_until_us(self) -> int:
+        """The watermark at which the last window that exists is retired; BEFORE_ALL with none."""
+        return max((self.config.retired_after_us(start) for start in self._windows), default=BEFORE_ALL)
+
+    def emit(self, close_until_us: int | None = None, *, dirty: bool = True) -> list[Block]:
+        """Closes what the watermark has passed, and emits those rows and, if `dirty`, the out-of-date ones; retires.
+
+        `close_until_us` closes further, without moving the watermark: for idle services (wall time) and drains.
+        """
+        config = self.config
+        boundary = max(self.watermark_us, self.closed_until_us, close_until_us or BEFORE_ALL)
+        due = [*self._due(self._windows, config.window_us, boundary, dirty)]
+        due_minutes = [*self._due(self._minutes, config.rollup_us, boundary, dirty)]
+        blocks: list[Block] = []
+        if due or due_minutes:
+            for window in self._windows.values():
+                window.fold(self._series.kinds, config.scale)
+            increases = increases_of(self._windows, self._baselines, self._series)
+            for start, window, changed in due:
+                slots = np.flatnonzero(window.count) if changed is None else changed
+                blocks += self._block(start, config.window_seconds, window, slots, [increases.get(start)])
+            for start, _, changed in due_minutes:
+                members = [at for at in self._windows if start <= at < start + config.rollup_us]
+                merged = merge_windows([self._windows[at] for at in members])
+                slots = np.flatnonzero(merged.count) if changed is None else changed
+                parts = [increases.get(at) for at in sorted(members)]
+                blocks += self._block(start, config.rollup_seconds, merged, slots, parts)
+        self.closed_until_us = boundary
+        self._retire()
+        return blocks
+
+    def wall(self, now_us: int, *, retire: bool) -> list[Block]:
+        """The service is silent: wall time closes its windows and, with `retire`, retires those that exist, no others."""
+        boundary = now_us - self.config.disorder_us
+        if retire:
+            self.watermark_us = max(self.watermark_us, min(boundary, self.open_until_us))
+        return self.emit(boundary)
+
+    def end(self) -> list[Block]:
+        """The stream is over: all its windows close and retire."""
+        self.watermark_us = AFTER_ALL
+        return self.emit()
+
+    def emit_all(self) -> list[Block]:
+        """Every open window as it stands, provisionally, as whole rows: a drain. Closes nothing."""
+        closed_until_us = self.closed_until_us
+        opened = [w for w in (*self._windows.values(), *self._minutes.values()) if not w.closed]
+        blocks = self.emit(AFTER_ALL)
+        self.closed_until_us = closed_until_us
+        for window in opened:
+            window.closed = False
+        return blocks
+
+    def _due(
+        self, windows: dict[int, Window], length: int, boundary: int, dirty: bool
+    ) -> Iterator[tuple[int, Window, NDArray[np.int32] | None]]:
+        """(start, window, changed slots or None for all) of the windows to emit, which become closed and clean."""
+        for start in sorted(windows):
+            window = windows[start]
+            if not window.closed and start + length <= boundary:
+                window.closed = True
+                window.dirty.clear()
+                yield start, window, None
+            elif dirty and window.dirty:
+                changed = np.unique(np.concatenate(window.dirty))
+                window.dirty.clear()
+                yield start, window, changed
+
+    def _block(
+        self, start: int, seconds: int, window: Window, slots: Any, increases: list[Increases | None]
+    ) -> Iterable[Block]:
+        slots = slots[window.count[slots] > 0]
+        if slots.size == 0:
+            return []
+        rows = build_rows(self._series, self.stream, self.config, start, window, slots, increases)
+        return [Block(self.service, self.stream, seconds, self.watermark_us, rows)]
+
+    # -- forgetting ---------------------------------------------------------------------------------
+
+    def _retire(self) -> None:
+        config = self.config
+        if self.watermark_us <= self._retired_us:
+            return
+        self._retired_us = self.watermark_us
+        gone = sorted(
+            start
+            for start in self._minutes
+            if start + config.rollup_us + config.lateness_us <= self.watermark_us
+        )
+        if not gone:
+            return
+        for minute in gone:
+            del self._minutes[minute]
+            for start in range(minute, minute + config.rollup_us, config.window_us):
+                window = self._windows.pop(start, None)
+                if window is not None:
+                    self._baselines.absorb(window, self._series)
+        oldest = gone[-1] + config.rollup_us
+        self._refused = {
+            place: kept
+            for place, starts in self._refused.items()
+            if (kept := {s for s in starts if s >= oldest})
+        }
+        self._unsettled = {
+            (length, start) for length, start in self._unsettled if start >= oldest - config.rollup_us
+        }
+        self._baselines.expire(self.watermark_us)
+        self._forget_series()
+
+    def _forget_series(self) -> None:
+        """Drops series without a sample in any window, once they are the majority."""
+        if len(self._series) < 64:
+            return
+        used = np.zeros(len(self._series), np.bool_)
+        for window in self._windows.values():
+            window.fold(self._series.kinds, self.config.scale)
+            used |= window.count > 0
+        if used.sum() * 2 > used.size:
+            return
+        for window in self._windows.values():
+            window.keep(used)
+        slot_of = np.cumsum(used) - 1
+        for minute in self._minutes.values():
+            minute.dirty = [slot_of[slots].astype(np.int32) for slots in minute.dirty]
+        self._series.keep(used)
+
+    # -- recovery -----------------------------------------------------------------------------------
+
+    def state(self, *, contents: bool) -> TableState:
+        """What recovery needs, for pickling at once; with `contents`, the windows too."""
+        length, rollup = self.config.window_us, self.config.rollup_us
+        dirty = {(length, start) for start, window in self._windows.items() if window.dirty}
+        dirty |= {(rollup, start) for start, minute in self._minutes.items() if minute.dirty}
+        state = TableState(
+            self.watermark_us,
+            self.closed_until_us,
+            self._retired_us,
+            dirty | self._unsettled,
+            self._refused,
+            self._baselines,
+        )
+        if contents:
+            for window in self._windows.values():
+                window.fold(self._series.kinds, self.config.scale)
+                window.sketch()
+            state.dirty = dirty
+            state.series = self._series.series
+            state.windows = self._windows
+            state.minutes = {start: minute.closed for start, minute in self._minutes.items()}
+        return state
+
+
+def _split(starts: Ints) -> Iterator[tuple[int, Any]]:
+    """(window start, which samples) of each window; mostly there is one."""
+    if starts.size == 0:
+        return
+    first, last = int(starts.min()), int(starts.max())
+    if first == last:
+        yield first, slice(None)
+        return
+    for start in np.unique(starts):
+        yield int(start), starts == start

@@ -1,0 +1,136 @@
+"""Runs a dataflow as an operator wants it run: recovery on, one instance a directory, clean stops.
+
+The engine runs in a thread so that the main thread takes the signals: Bytewax by itself dies at once of SIGTERM, and
+ignores SIGINT while it waits for the other processes of its cluster.
+"""
+
+import fcntl
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from bytewax._bytewax import cli_main
+from bytewax.recovery import RecoveryConfig, init_db_dir
+from tailrace_schemas import clock
+
+from tailrace_flows.settings import RecoverySettings, Settings
+
+__all__ = ["LockedError", "lock", "prepare_recovery", "run"]
+
+log = logging.getLogger(__name__)
+
+RECOVERY_PARTITIONS = 4
+"""SQLite files that the state is spread over; fixed when the directory is made."""
+GRACE_S = 3.0
+"""After a signal, writes that cannot be made durable have this long before they are left to the next start."""
+EXIT_S = 4.5
+"""After a signal, the process is gone by then, whatever hangs: recovery makes that safe."""
+
+
+class LockedError(Exception):
+    """Another instance uses the recovery directory."""
+
+
+@contextmanager
+def lock(directory: Path) -> Iterator[None]:
+    """Holds the recovery directory for this process; the kernel frees it however the process ends.
+
+    Raises:
+        LockedError: another process holds it; names it.
+    """
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = directory / "lock"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise LockedError(
+                f"{directory} is in use by process {holder}: two flows on one state would count twice. "
+                "Stop it, or give this one another recovery directory."
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def prepare_recovery(settings: RecoverySettings) -> RecoveryConfig:
+    """The recovery configuration; makes the directory's database at the first start."""
+    directory = settings.directory
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not any(directory.glob("*.sqlite3")):
+        init_db_dir(directory, RECOVERY_PARTITIONS)
+    return RecoveryConfig(str(directory))
+
+
+def run(
+    settings: Settings,
+    build: Callable[..., Any],
+    *,
+    process: int = 0,
+    addresses: list[str] | None = None,
+    duration_s: float | None = None,
+) -> None:
+    """Runs the dataflow that `build` gives until SIGTERM, SIGINT or `duration_s`, then drains. Main thread only.
+
+    The caller holds the directory's `lock`. With `addresses`, this is one process of a cluster.
+
+    Raises:
+        whatever the dataflow raised.
+    """
+    stop = threading.Event()
+    stopped_at: list[float] = []
+
+    def begin_stop(number: int, frame: object) -> None:
+        if not stopped_at:
+            log.info("stopping: %s", signal.Signals(number).name)
+            stopped_at.append(clock.monotonic_s())
+        stop.set()
+
+    previous = {number: signal.signal(number, begin_stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    failure: list[BaseException] = []
+
+    def hurry() -> bool:
+        return bool(stopped_at) and clock.monotonic_s() - stopped_at[0] > GRACE_S
+
+    dataflow = build(settings, stop=stop, hurry=hurry, process=process)
+    recovery = prepare_recovery(settings.recovery)
+
+    def engine() -> None:
+        try:
+            cli_main(
+                dataflow,
+                process_id=process if addresses else None,
+                addresses=addresses,
+                epoch_interval=timedelta(seconds=settings.recovery.epoch_s),
+                recovery_config=recovery,
+            )
+        except BaseException as error:  # noqa: BLE001 - handed to the main thread, which raises it
+            failure.append(error)
+
+    thread = threading.Thread(target=engine, name="bytewax", daemon=True)
+    ends_at = None if duration_s is None else clock.monotonic_s() + duration_s
+    try:
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.1)
+            now_s = clock.monotonic_s()
+            if ends_at is not None and now_s >= ends_at:
+                stop.set()
+            if stopped_at and now_s - stopped_at[0] > EXIT_S:
+                log.warning("not drained in time; what is not yet durable is done again at the next start")
+                logging.shutdown()
+                os._exit(0)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if failure:
+        raise failure[0]

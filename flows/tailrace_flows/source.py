@@ -1,0 +1,228 @@
+"""The Kafka source: one Bytewax partition for each partition of the samples topic.
+
+Guarantee: every record from the resume offset on is taken once, in order; what the broker no longer has is counted
+as a gap. Unlike the stock source it does not jump to the end of the topic, does not wait on idle partitions, and
+holds its offset back for windows that are to be rebuilt (`tailrace_flows.core.partition`).
+"""
+
+import logging
+import threading
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from tailrace_schemas import clock
+from tailrace_schemas.deadletter import DeadLetter
+
+from tailrace_flows.core.config import WindowConfig
+from tailrace_flows.core.partition import Keyed, Partition, Record
+from tailrace_flows.core.shard import Output
+
+__all__ = ["SampleSource", "Side"]
+
+log = logging.getLogger(__name__)
+
+MAX_RECORDS = 2_000
+MAX_BYTES = 8 * 1024 * 1024
+"""A poll's size, aimed at: one call of the windows gets thousands of samples, and memory stays bounded."""
+IDLE_POLL = timedelta(milliseconds=10)
+COUNTERS_US = 2_000_000
+METADATA_TIMEOUT_S = 30.0
+
+Side = DeadLetter | Output
+"""What a source yields besides keyed items: it goes to the dead letters, or is counters for ClickHouse."""
+
+
+class SampleSource(FixedPartitionedSource[Keyed | Side, bytes]):
+    """Reads `topic` with the librdkafka configuration `client`; `stop` ends all partitions after their current poll."""
+
+    def __init__(
+        self,
+        client: dict[str, Any],
+        topic: str,
+        group_id: str,
+        config: WindowConfig,
+        *,
+        hold: bool,
+        stop: threading.Event,
+    ) -> None:
+        self._client = client
+        self._topic = topic
+        self._group_id = group_id
+        self._config = config
+        self._hold = hold
+        self._stop = stop
+
+    def list_parts(self) -> list[str]:
+        consumer = self._consumer()
+        try:
+            found = consumer.list_topics(self._topic, METADATA_TIMEOUT_S).topics[self._topic]
+        finally:
+            consumer.close()
+        if found.error is not None:
+            raise KafkaException(found.error)
+        return [f"{number:05d}" for number in found.partitions]
+
+    def build_part(self, step_id: str, for_part: str, resume_state: bytes | None) -> "_Reader":
+        consumer = self._consumer()
+        number = int(for_part)
+        cluster_id = consumer.list_topics(self._topic, METADATA_TIMEOUT_S).cluster_id or ""
+        place = TopicPartition(self._topic, number)
+        low, high = consumer.get_watermark_offsets(place, METADATA_TIMEOUT_S)
+        partition = Partition(
+            number,
+            self._topic,
+            self._config,
+            clock.now_us(),
+            hold=self._hold,
+            cluster_id=cluster_id,
+            start=low,
+            state=resume_state,
+        )
+        if partition.next_offset > high:
+            # The same cluster, but the topic was made anew: the offsets mean nothing here.
+            log.warning(
+                "%s[%d] ends at %d, before the stored offset: reading it from its start",
+                *place_of(place),
+                high,
+            )
+            partition.restart_at(low)
+        if partition.moved_from is not None:
+            log.warning(
+                "%s[%d] is now on cluster %s, the state came from %s: reading from its start",
+                *place_of(place), cluster_id, partition.moved_from,
+            )  # fmt: skip
+        return _Reader(consumer, partition, low, self._stop)
+
+    def _consumer(self) -> Consumer:
+        return Consumer(
+            {
+                "group.id": self._group_id,
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                "auto.offset.reset": "error",
+                "enable.partition.eof": True,
+                "fetch.wait.max.ms": 100,
+                "queued.max.messages.kbytes": 32 * 1024,
+                "fetch.queue.backoff.ms": 5,
+                "logger": logging.getLogger("tailrace.librdkafka"),
+                **self._client,
+            }
+        )
+
+
+def place_of(place: TopicPartition) -> tuple[str, int]:
+    return place.topic, place.partition
+
+
+class _Reader(StatefulSourcePartition[Keyed | Side, bytes]):
+    """Feeds one `Partition` from a consumer of its own."""
+
+    def __init__(self, consumer: Consumer, partition: Partition, low: int, stop: threading.Event) -> None:
+        self._consumer = consumer
+        self._partition = partition
+        self._stop = stop
+        self._at_end = False
+        self._empty = False
+        self._records = 100
+        self._committed = -1
+        self._snapshotted = partition.next_offset
+        self._counters_us = 0
+        self._assign(low)
+
+    def _assign(self, low: int) -> None:
+        partition = self._partition
+        wanted = partition.next_offset
+        gone = partition.gap(low)
+        if gone:
+            log.error(
+                "%s[%d]: the broker no longer has offsets %d to %d; going on at %d (%d records are lost or, where they were "
+                "read before, windows that were open are incomplete)",
+                partition.topic, partition.number, wanted, low - 1, low, gone,
+            )  # fmt: skip
+        self._consumer.assign([TopicPartition(partition.topic, partition.number, partition.next_offset)])
+
+    def next_batch(self) -> Iterable[Keyed | Side]:
+        if self._stop.is_set():
+            raise StopIteration
+        now_us = clock.now_us()
+        records: list[Record] = []
+        size = 0
+        for message in self._consumer.consume(self._records, 0):
+            error = message.error()
+            if error is not None:
+                self._handle(error)
+                continue
+            value = message.value()
+            size += len(value) if value is not None else 0
+            records.append(Record(message.offset(), message.timestamp()[1] * 1000, value))
+        out: list[Keyed | Side] = []
+        self._empty = not records
+        if records:
+            self._at_end = False
+            self._records = min(MAX_RECORDS, max(10, MAX_BYTES * len(records) // max(size, 1)))
+            items, letters = self._partition.read(records, now_us)
+            out += items
+            out += letters
+        elif self._at_end:
+            out += self._partition.idle_marks(now_us)
+        if now_us >= self._counters_us:
+            counters = self._partition.counter_rows(now_us)
+            if counters is not None:
+                self._counters_us = now_us + COUNTERS_US
+                out.append(Output([], None, counters))
+        return out
+
+    def next_awake(self) -> datetime | None:
+        return datetime.fromtimestamp(clock.now_us() / 1e6, UTC) + IDLE_POLL if self._empty else None
+
+    def _handle(self, error: KafkaError) -> None:
+        code = error.code()
+        if code == KafkaError._PARTITION_EOF:
+            self._at_end = True
+        elif code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+            place = TopicPartition(self._partition.topic, self._partition.number)
+            low, _ = self._consumer.get_watermark_offsets(place, METADATA_TIMEOUT_S)
+            self._assign(low)
+        elif error.fatal() or code in _HOPELESS:
+            raise KafkaException(error)
+        else:
+            # librdkafka goes on by itself: a broker that is away, a leader that moves.
+            log.warning("%s[%d]: %s", self._partition.topic, self._partition.number, error.str())
+
+    def snapshot(self) -> bytes:
+        state = self._partition.snapshot(clock.now_us())
+        # What the last snapshot covered is durable by now, or will be before the next: good enough for lag and pacing.
+        self._commit(self._snapshotted)
+        self._snapshotted = self._partition.next_offset
+        return state
+
+    def _commit(self, offset: int) -> None:
+        if offset <= self._committed or self._partition.replaying:
+            return
+        place = TopicPartition(self._partition.topic, self._partition.number, offset)
+        try:
+            self._consumer.commit(offsets=[place], asynchronous=True)
+            self._committed = offset
+        except KafkaException as error:  # only lag tools and pacing read it
+            log.warning("%s[%d]: cannot commit: %s", *place_of(place), error)
+
+    def close(self) -> None:
+        self._commit(self._snapshotted)
+        self._consumer.close()
+
+
+_HOPELESS = frozenset(
+    {
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError._UNKNOWN_TOPIC,
+        KafkaError._UNKNOWN_PARTITION,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError._AUTHENTICATION,
+        KafkaError.SASL_AUTHENTICATION_FAILED,
+    }
+)
+"""Errors that do not pass by waiting."""

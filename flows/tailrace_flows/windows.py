@@ -1,0 +1,114 @@
+"""The window dataflow: samples -> 10 s and 1 m rows in ClickHouse and on the aggregates topic.
+
+`python -m bytewax.run tailrace_flows.windows:flow` runs it with the settings of the environment; `tailrace run windows`
+adds recovery, clean stops and several processes.
+"""
+
+import threading
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+import bytewax.operators as op
+from bytewax.dataflow import Dataflow
+from bytewax.operators import StatefulBatchLogic
+from tailrace_schemas import clock
+from tailrace_schemas.deadletter import DeadLetter
+from tailrace_sinks.clickhouse import ClickHouseWriter
+from tailrace_sinks.kafka import KafkaWriter
+
+from tailrace_flows.core.chunk import Chunk, Mark
+from tailrace_flows.core.config import WindowConfig
+from tailrace_flows.core.shard import Output, Shard
+from tailrace_flows.outputs import AggregatesSink, ClickHouseSink, DeadLettersSink
+from tailrace_flows.settings import Settings
+from tailrace_flows.source import SampleSource
+
+__all__ = ["build_flow", "flow"]
+
+
+class _ShardLogic(StatefulBatchLogic[Chunk | Mark, Output, bytes]):
+    """Wall time and Bytewax's callbacks around a `Shard`."""
+
+    def __init__(self, config: WindowConfig, contents: bool, state: bytes | None) -> None:
+        self._shard = Shard(config, clock.now_us(), state)
+        self._contents = contents
+
+    def on_batch(self, values: list[Chunk | Mark]) -> tuple[Iterable[Output], bool]:
+        return self._emit(self._shard.on_items(values, clock.now_us()))
+
+    def on_notify(self) -> tuple[Iterable[Output], bool]:
+        return self._emit(self._shard.on_time(clock.now_us()))
+
+    def on_eof(self) -> tuple[Iterable[Output], bool]:
+        return self._emit(self._shard.on_end(clock.now_us()))
+
+    def notify_at(self) -> datetime | None:
+        due_us = self._shard.next_us()
+        return None if due_us is None else datetime.fromtimestamp(due_us / 1e6, UTC)
+
+    def snapshot(self) -> bytes:
+        return self._shard.snapshot(contents=self._contents)
+
+    def _emit(self, output: Output) -> tuple[Iterable[Output], bool]:
+        nothing = not output.blocks and output.events is None and output.counters is None
+        return (() if nothing else (output,)), self.RETAIN
+
+
+def build_flow(
+    settings: Settings,
+    *,
+    stop: threading.Event | None = None,
+    hurry: Callable[[], bool] | None = None,
+    process: int = 0,
+) -> Any:
+    """The dataflow. Step ids are part of the recovery state: renaming one loses it (a test pins them).
+
+    Args:
+        stop: set, the sources end after their current poll, and the flow drains.
+        hurry: true, writes that cannot be made durable give up: the epoch is done again after the restart.
+        process: this process' number in the cluster.
+    """
+    stop = stop or threading.Event()
+    hurry = hurry or stop.is_set
+    config = settings.windows.config()
+    contents = settings.recovery.contents == "snapshot"
+    client = settings.kafka.client()
+    topics = settings.kafka.topics
+
+    def clickhouse() -> ClickHouseWriter:
+        return ClickHouseWriter(
+            settings.clickhouse.url,
+            database=settings.clickhouse.database,
+            user=settings.clickhouse.user,
+            password=settings.clickhouse.password.get_secret_value(),
+            stop=hurry,
+        )
+
+    def kafka() -> KafkaWriter:
+        return KafkaWriter(client, hurry)
+
+    def logic(state: bytes | None) -> _ShardLogic:
+        return _ShardLogic(config, contents, state)
+
+    dataflow = Dataflow("tailrace_windows")
+    source = SampleSource(
+        client, topics.samples, settings.kafka.group_id, config, hold=not contents, stop=stop
+    )
+    read = op.input("samples", dataflow, source)
+    kinds = op.branch("keyed", read, lambda item: type(item) is tuple)
+    rows = op.stateful_batch("windows", kinds.trues, logic)
+    side = op.branch("side", kinds.falses, lambda item: isinstance(item, DeadLetter))
+    letters = op.key_on("dead_letter_key", side.trues, lambda letter: str(letter.partition))
+    counters = op.key_on("counter_key", side.falses, lambda _: str(process))
+    op.output(
+        "clickhouse", op.merge("rows_and_counters", rows, counters), ClickHouseSink(clickhouse, process)
+    )
+    op.output("aggregates", rows, AggregatesSink(kafka, topics.aggregates, process))
+    op.output("dead_letters", letters, DeadLettersSink(kafka, topics.dead_letters, process))
+    return dataflow
+
+
+def flow() -> Any:
+    """The dataflow with the settings of the environment, for `python -m bytewax.run`."""
+    return build_flow(Settings())

@@ -1,0 +1,1 @@
+"""Writers to ClickHouse and Kafka."""

@@ -1,0 +1,76 @@
+"""Confirmed writes to Kafka."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+__all__ = ["KafkaWriter", "StoppedError"]
+
+log = logging.getLogger(__name__)
+
+
+class StoppedError(Exception):
+    """The process was told to stop while something was not yet durable: it is done again after the restart."""
+
+
+class KafkaWriter:
+    """Writes messages and confirms each one's delivery.
+
+    Guarantee: when `flush` returns, every message written before is acknowledged by all in-sync replicas; otherwise it
+    raises. librdkafka retries without end while the broker is away (idempotent, in order), so `flush` then blocks until
+    `stop()` is true. Memory: at most `queue.buffering.max.messages` (100,000) wait; `write` then polls for room.
+    """
+
+    def __init__(self, client: dict[str, Any], stop: Callable[[], bool]) -> None:
+        self._producer = Producer(
+            {
+                "enable.idempotence": True,
+                "partitioner": "murmur2_random",
+                "compression.type": "zstd",
+                "linger.ms": 5,
+                "message.timeout.ms": 0,
+                "logger": logging.getLogger("tailrace.librdkafka"),
+                **client,
+            }
+        )
+        self._stop = stop
+        self._failed: KafkaError | None = None
+
+    def write(self, topic: str, key: bytes, value: bytes) -> None:
+        """Queues a message.
+
+        Raises:
+            StoppedError: the queue is full and the process is stopping.
+            KafkaException: the message can never be delivered (too large, no such topic).
+        """
+        while True:
+            try:
+                self._producer.produce(topic, value, key, on_delivery=self._confirm)
+                self._producer.poll(0)
+                return
+            except BufferError:
+                self._producer.poll(0.1)
+                self._check_stop()
+
+    def flush(self) -> None:
+        """Waits until all is delivered.
+
+        Raises:
+            StoppedError: the process is stopping first.
+            KafkaException: a message can never be delivered.
+        """
+        while self._producer.flush(0.25):
+            self._check_stop()
+        if self._failed is not None:
+            raise KafkaException(self._failed)
+
+    def _check_stop(self) -> None:
+        if self._stop():
+            raise StoppedError(f"Kafka has not confirmed {len(self._producer)} messages")
+
+    def _confirm(self, error: KafkaError | None, message: Message) -> None:
+        if error is not None:
+            log.error("%s: not delivered: %s", message.topic(), error.str())
+            self._failed = self._failed or error
