@@ -1,0 +1,147 @@
+"""The host agent: reads this machine with its collectors, one pass an interval, and records what they give.
+
+What it emits is listed in docs/metrics.md.
+"""
+
+import logging
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from threading import Event
+
+from tailrace_schemas.clock import monotonic_s, now_us
+from tailrace_schemas.topics import Topics
+
+from tailrace_producers.collectors import Collector, Failure, Reading, default_collectors
+from tailrace_producers.telemetry import Cumulative, Distribution, Gauge, Stats, Telemetry
+
+__all__ = ["Agent", "run_agent", "summary"]
+
+_log = logging.getLogger("tailrace.agent")
+
+
+class Agent:
+    """One pass an interval. What cannot be read is counted, logged the first time, and hinders nothing else.
+
+    Cost: 3 ms a pass with 100 processes, and 20 us for each further one.
+    """
+
+    def __init__(
+        self,
+        telemetry: Telemetry,
+        interval_s: float = 5.0,
+        collectors: Iterable[Collector] | None = None,
+        on_pass: Callable[[Sequence[Reading]], object] = lambda _readings: None,
+    ) -> None:
+        """`on_pass` is given the readings of each pass after they were recorded.
+
+        Raises:
+            ValueError: the interval is not positive.
+        """
+        if interval_s <= 0:
+            raise ValueError(f"interval_s is {interval_s}; it must be positive")
+        self._telemetry = telemetry
+        self._interval_s = interval_s
+        self._collectors = list(default_collectors() if collectors is None else collectors)
+        self._on_pass = on_pass
+        self._recorders: dict[tuple[str, str, str], Gauge | Cumulative | Distribution] = {}
+        self._duration = telemetry.timer("tailrace.agent.collection.duration")
+        self._errors = telemetry.counter("tailrace.agent.collection.errors", "{error}")
+        self.failures: Counter[str] = Counter()
+        """How often something could not be read, by collector, or by collector and subject."""
+
+    def run(self, stop: Event) -> None:
+        """Passes at a fixed rate until `stop` is set. What a slow pass overlaps is left out, not made up for."""
+        start_s = monotonic_s()
+        while not stop.is_set():
+            self.run_once()
+            elapsed_s = monotonic_s() - start_s
+            stop.wait(self._interval_s - elapsed_s % self._interval_s)
+
+    def run_once(self) -> list[Reading]:
+        """One pass, recorded: all readings bear the time at which it began."""
+        time_us = now_us()
+        with self._duration.time():
+            readings = self.collect(monotonic_s())
+            for reading in readings:
+                self._record(reading, time_us)
+        self._on_pass(readings)
+        return readings
+
+    def collect(self, now_s: float) -> list[Reading]:
+        """One pass, not recorded. `now_s` is a clock that never goes back."""
+        readings = []
+        for collector in self._collectors:
+            try:
+                for item in collector.collect(now_s):
+                    if isinstance(item, Failure):
+                        self._failed(collector.name, item.what, item.error)
+                    else:
+                        readings.append(item)
+            except Exception as error:  # noqa: BLE001 - whatever ails one collector, the others go on
+                self._failed(collector.name, "", error)
+        return readings
+
+    def _record(self, reading: Reading, time_us: int) -> None:
+        key = (reading.metric, reading.kind, reading.unit)
+        recorder = self._recorders.get(key)
+        if recorder is None:
+            make = getattr(self._telemetry, reading.kind)
+            recorder = self._recorders[key] = make(reading.metric, reading.unit)
+        if isinstance(recorder, Distribution):
+            recorder.record(reading.value, reading.attributes, time_us)
+        else:
+            recorder.set(reading.value, reading.attributes, time_us)
+
+    def _failed(self, collector: str, what: str, error: Exception) -> None:
+        subject = f"{collector} {what}".strip()
+        if subject not in self.failures:
+            _log.warning("cannot read %s: %r; counted from now on", subject, error)
+        self.failures[subject] += 1
+        self._errors.add(1, {"tailrace.collector": collector})
+
+
+def run_agent(
+    stop: Event,
+    *,
+    bootstrap_servers: str,
+    properties: Mapping[str, object] | None = None,
+    topics: Topics | None = None,
+    service: str = "host",
+    attributes: Mapping[str, object] | None = None,
+    interval_s: float = 5.0,
+    on_pass: Callable[[Sequence[Reading]], object] = lambda _readings: None,
+) -> Stats:
+    """Run an agent until `stop` is set, then send what is left (5 s at most). Returns what became of its samples.
+
+    The resource is `host.name` and `attributes`, which win.
+
+    Raises:
+        ValueError, confluent_kafka.KafkaException: as for `Telemetry` and `Agent`.
+    """
+    resource = {"host.name": socket.gethostname(), **(attributes or {})}
+    with Telemetry(
+        service, resource, bootstrap_servers=bootstrap_servers, properties=properties, topics=topics or Topics()
+    ) as telemetry:
+        Agent(telemetry, interval_s, on_pass=on_pass).run(stop)
+    return telemetry.stats
+
+
+def summary(readings: Iterable[Reading]) -> str:
+    """One line of a pass for people: `cpu 12 %  load 0.42  memory 34 %  / 71 %  vda 3 %`."""
+    parts = []
+    for reading in readings:
+        match reading.metric:
+            case "system.cpu.utilization":
+                parts.append(f"cpu {reading.value:.0%}")
+            case "system.cpu.load_average.1m":
+                parts.append(f"load {reading.value:.2f}")
+            case "system.memory.utilization":
+                parts.append(f"memory {reading.value:.0%}")
+            case "system.paging.utilization":
+                parts.append(f"swap {reading.value:.0%}")
+            case "system.filesystem.utilization":
+                parts.append(f"{reading.attributes['system.filesystem.mountpoint']} {reading.value:.0%}")
+            case "system.disk.utilization":
+                parts.append(f"{reading.attributes['system.device']} {reading.value:.0%}")
+    return "  ".join(parts)
