@@ -35,9 +35,7 @@ class WindowConfig:
         if self.window_seconds <= 0 or self.rollup_seconds % self.window_seconds:
             raise ValueError(f"rollup_seconds {self.rollup_seconds} is no multiple of window_seconds")
         if min(self.disorder_s, self.lateness_s, self.max_future_s) < 0 or self.idle_s <= 0:
-            raise ValueError(
-                "disorder_s, lateness_s and max_future_s must not be negative, idle_s must be positive"
-            )
+            raise ValueError("disorder_s, lateness_s and max_future_s must not be negative, idle_s must be positive")
         if self.max_future_s > self.lateness_s:
             raise ValueError(
                 f"max_future_s {self.max_future_s} exceeds lateness_s {self.lateness_s}: "

@@ -62,9 +62,8 @@ class Counters:
         keys = sorted(self._changed)
         self._changed.clear()
         services, streams, names = zip(*keys, strict=True) if keys else ((), (), ())
-        columns = [
-            [self.scope] * len(keys), services, streams, names, [self.totals[key] for key in keys], [now_us] * len(keys),
-        ]  # fmt: skip
+        totals = [self.totals[key] for key in keys]
+        columns = [[self.scope] * len(keys), services, streams, names, totals, [now_us] * len(keys)]
         return pa.record_batch(
             [pa.array(column, field.type) for column, field in zip(columns, COUNTERS, strict=True)],
             schema=COUNTERS,

@@ -59,9 +59,7 @@ class Baselines:
             self.by_id = {key: point for key, point in self.by_id.items() if point[2] >= horizon}
 
 
-def increases_of(
-    windows: dict[int, Window], baselines: Baselines, series: SeriesIndex
-) -> dict[int, Increases]:
+def increases_of(windows: dict[int, Window], baselines: Baselines, series: SeriesIndex) -> dict[int, Increases]:
     """The increases of all folded windows, by start. Cost: 50 ns a cumulative point; nothing without any."""
     kinds = series.kinds
     if not (kinds == CUMULATIVE).any():

@@ -333,9 +333,9 @@ class Partition:
             self._watermarks_us.pop(name, None)
             self._held_watermarks_us.pop(name, None)
         horizon_us = self._latest_record_us - FORGET_US
-        for name in [n for n, producer in self._held_producers.items() if producer.seen_us < horizon_us]:
-            if self._producers[name].seen_us < horizon_us:
-                del self._held_producers[name], self._producers[name]
+        for one in [n for n, producer in self._held_producers.items() if producer.seen_us < horizon_us]:
+            if self._producers[one].seen_us < horizon_us:
+                del self._held_producers[one], self._producers[one]
 
     # -- dead letters -------------------------------------------------------------------------------
 
@@ -347,8 +347,8 @@ class Partition:
         if too_many or self._invalid_run >= MAX_INVALID_RUN:
             raise PoisonedError(
                 f"{self.topic}[{self.number}]: {self._recent_invalid} of the last {self._recent} records up to offset "
-                f"{record.offset} cannot be read (the last: {rejection.reason}, {rejection.detail}). Is this the topic of "
-                "samples? The flow stops rather than discard a stream."
+                f"{record.offset} cannot be read (the last: {rejection.reason}, {rejection.detail}). "
+                "Is this the topic of samples? The flow stops rather than discard a stream."
             )
         return self._letter(
             record.offset, record.time_us, record.value or b"", "", rejection.reason, rejection.detail, 0

@@ -10,7 +10,8 @@ from tailrace_schemas.rows import WINDOW_ROWS
 from tailrace_flows.core.config import WindowConfig
 from tailrace_flows.core.increases import Increases
 from tailrace_flows.core.series import COUNTER, CUMULATIVE, DISTRIBUTION, EVENT, GAUGE, SeriesIndex
-from tailrace_flows.core.window import CODE_BIAS, CODE_BITS, CODE_MASK, Window
+from tailrace_flows.core.sketch import CODE_BITS
+from tailrace_flows.core.window import CODE_BIAS, CODE_MASK, Window
 
 __all__ = ["build_rows"]
 
@@ -62,9 +63,7 @@ def build_rows(
         "last": pa.array(last, mask=~((kinds == GAUGE) | cumulative)),
         "increase": pa.array(increase, mask=np.isnan(increase)),
         "resets": pa.array(resets.astype(np.uint32), mask=~cumulative),
-        "bucket_index": pa.ListArray.from_arrays(
-            offsets, pa.array(((keys & CODE_MASK) - CODE_BIAS).astype(np.int32))
-        ),
+        "bucket_index": pa.ListArray.from_arrays(offsets, pa.array(((keys & CODE_MASK) - CODE_BIAS).astype(np.int32))),
         "bucket_count": pa.ListArray.from_arrays(offsets, pa.array(counts.astype(np.uint64))),
         "scale": pa.array(np.full(slots.size, config.scale, np.int8), mask=~distribution),
         "version": pa.array(version.astype(np.uint64)),

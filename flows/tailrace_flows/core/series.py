@@ -41,7 +41,7 @@ class SeriesIndex:
         return len(self.series)
 
     def slots_of(self, table: SeriesTable) -> NDArray[np.int32]:
-        """The slot of each row of a series table; -1 for new series beyond the limit. Remembered by the table's bytes."""
+        """The slot of each row of a series table, remembered by its bytes; -1 for new series beyond the limit."""
         known = self._maps.get(table.encoded)
         if known is not None:
             return known

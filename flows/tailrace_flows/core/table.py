@@ -48,7 +48,7 @@ class Added(NamedTuple):
 
 @dataclass
 class TableState:
-    """What recovery keeps of a table. Small, unless `series` and `windows` are filled (`recovery.contents = snapshot`)."""
+    """What recovery keeps of a table. Small, unless the windows are in it (`recovery.contents` snapshot)."""
 
     watermark_us: int = BEFORE_ALL
     """The greatest event time less the disorder; decides what is late and what is retired."""
@@ -69,9 +69,7 @@ class TableState:
 class WindowTable:
     """See the module. Not thread-safe. Cost: 30 to 60 ns a sample, about 3 us a row."""
 
-    def __init__(
-        self, service: str, stream: str, config: WindowConfig, state: TableState | None = None
-    ) -> None:
+    def __init__(self, service: str, stream: str, config: WindowConfig, state: TableState | None = None) -> None:
         self.service = service
         self.stream = stream
         self.config = config
@@ -227,7 +225,7 @@ class WindowTable:
         return blocks
 
     def wall(self, now_us: int, *, retire: bool) -> list[Block]:
-        """The service is silent: wall time closes its windows and, with `retire`, retires those that exist, no others."""
+        """The service is silent: wall time closes its windows and, with `retire`, retires those that exist."""
         boundary = now_us - self.config.disorder_us
         if retire:
             self.watermark_us = max(self.watermark_us, min(boundary, self.open_until_us))
@@ -280,9 +278,7 @@ class WindowTable:
             return
         self._retired_us = self.watermark_us
         gone = sorted(
-            start
-            for start in self._minutes
-            if start + config.rollup_us + config.lateness_us <= self.watermark_us
+            start for start in self._minutes if start + config.rollup_us + config.lateness_us <= self.watermark_us
         )
         if not gone:
             return
@@ -294,13 +290,9 @@ class WindowTable:
                     self._baselines.absorb(window, self._series)
         oldest = gone[-1] + config.rollup_us
         self._refused = {
-            place: kept
-            for place, starts in self._refused.items()
-            if (kept := {s for s in starts if s >= oldest})
+            place: kept for place, starts in self._refused.items() if (kept := {s for s in starts if s >= oldest})
         }
-        self._unsettled = {
-            (length, start) for length, start in self._unsettled if start >= oldest - config.rollup_us
-        }
+        self._unsettled = {(length, start) for length, start in self._unsettled if start >= oldest - config.rollup_us}
         self._baselines.expire(self.watermark_us)
         self._forget_series()
 
