@@ -36,6 +36,7 @@ def merge_runs(runs: list[Run]) -> Run:
     """One run of several, equal keys added up. A stable sort of sorted runs is a merge."""
     if not runs:
         return np.empty(0, np.int64), np.empty(0, np.int64)
+    runs = [run for run in runs if run[0].size] or runs[:1]
     if len(runs) == 1:
         return runs[0]
     keys = np.concatenate([keys for keys, _ in runs])
