@@ -1,0 +1,1 @@
+"""What runs Tailrace: settings, the `tailrace` command, the embedded stack, a real Kafka for development."""

@@ -1,0 +1,28 @@
+"""Polling with a deadline, instead of sleeping and hoping."""
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+import psutil
+from tailrace_schemas.clock import monotonic_s
+
+T = TypeVar("T")
+
+
+def eventually(attempt: Callable[[], T], timeout_s: float = 10.0) -> T:
+    """The first true answer; an assertion error when there is none in time."""
+    deadline_s = monotonic_s() + timeout_s
+    pause = threading.Event()
+    while not (answer := attempt()):
+        assert monotonic_s() < deadline_s, f"not within {timeout_s:g} s"
+        pause.wait(0.01)
+    return answer
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended; one that its parent has not reaped has."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
