@@ -2,11 +2,11 @@
 
 from typing import NamedTuple
 
-from tailrace_schemas.codec import Codec
+from tailrace_schemas.codec import FlatCodec
 
 __all__ = ["DEAD_LETTER", "MAX_PAYLOAD_BYTES", "DeadLetter", "decode_dead_letter", "encode_dead_letter"]
 
-DEAD_LETTER = Codec("DeadLetter")
+DEAD_LETTER = FlatCodec("DeadLetter")
 MAX_PAYLOAD_BYTES = 64 * 1024
 
 
@@ -36,6 +36,6 @@ def decode_dead_letter(message: bytes) -> DeadLetter:
     """The dead letter of a message.
 
     Raises:
-        one of tailrace_schemas.codec.MALFORMED: the bytes are no dead letter.
+        ValueError: the bytes are no dead letter.
     """
     return DeadLetter(**DEAD_LETTER.decode(message))

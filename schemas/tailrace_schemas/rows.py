@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from tailrace_schemas.codec import Codec
+from tailrace_schemas.codec import FlatCodec
 
 __all__ = [
     "COUNTERS", "EVENTS", "WINDOW_ROWS", "WindowRows", "decode_window_rows", "encode_window_rows",
@@ -30,13 +30,9 @@ WINDOW_ROWS: Any = pa.schema(
         pa.field("min", pa.float64()),  # distribution, gauge
         pa.field("max", pa.float64()),
         pa.field("last", pa.float64()),  # gauge, cumulative
-        pa.field(
-            "increase", pa.float64()
-        ),  # counter, cumulative, event; NULL at the first point of a cumulative
+        pa.field("increase", pa.float64()),  # counter, cumulative, event; NULL at the first point of a cumulative
         pa.field("resets", pa.uint32()),  # cumulative
-        pa.field(
-            "bucket_index", pa.list_(pa.int32()), nullable=False
-        ),  # distribution: sketch codes, ascending
+        pa.field("bucket_index", pa.list_(pa.int32()), nullable=False),  # distribution: sketch codes, ascending
         pa.field("bucket_count", pa.list_(pa.uint64()), nullable=False),
         pa.field("scale", pa.int8()),  # distribution
         pa.field("version", pa.uint64(), nullable=False),  # generation << 48 | count
@@ -70,7 +66,7 @@ COUNTERS: Any = pa.schema(
 )
 """Tailrace's own exact counts: they live in recovered state, so a crash counts nothing twice."""
 
-_ENVELOPE = Codec("WindowRows")
+_ENVELOPE = FlatCodec("WindowRows")
 
 
 class WindowRows(NamedTuple):
@@ -93,13 +89,24 @@ def encode_window_rows(block: WindowRows) -> bytes:
 
 
 def decode_window_rows(message: bytes) -> WindowRows:
-    """The rows of a message.
+    """The rows of a message, as one record batch, its offsets and text checked.
+
+    Flows write these messages: they may be damaged, but nothing here bounds what a hostile one would unfold to.
 
     Raises:
-        one of tailrace_schemas.codec.MALFORMED (pyarrow.ArrowInvalid is a ValueError): not such a message.
+        ValueError: not such a message.
     """
     datum = _ENVELOPE.decode(message)
-    table = pa.ipc.open_stream(datum["rows"]).read_all()
-    if table.schema != WINDOW_ROWS:
-        raise ValueError("the rows are of another schema")
-    return WindowRows(**(datum | {"rows": table.combine_chunks().to_batches()[0]}))
+    try:
+        reader = pa.ipc.open_stream(datum["rows"])
+        if reader.schema != WINDOW_ROWS:
+            raise ValueError("the rows are of another schema")
+        batches = reader.read_all().combine_chunks().to_batches()
+        rows = batches[0] if batches else pa.RecordBatch.from_pylist([], WINDOW_ROWS)
+        rows.validate(full=True)
+    except (pa.ArrowException, OSError) as error:  # Arrow raises any of its own, and OSError where bytes are missing
+        raise ValueError(f"the rows cannot be read: {error}") from None
+    for field, column in zip(WINDOW_ROWS, rows.columns, strict=True):
+        if column.null_count and not field.nullable:
+            raise ValueError(f"{field.name} has no value in some row")
+    return WindowRows(**(datum | {"rows": rows}))

@@ -121,9 +121,11 @@ def build_chunk(
     if value.size == 0:
         return chunk, []
     least_limit = min(a.record_time_us for a in arrivals) + max_future_us
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = value.sum()  # an infinity or NaN anywhere shows in the sum
     fine = (
         series_index.max() < len(first.table.series)
-        and np.isfinite(value.sum())  # an infinity or NaN anywhere shows in the sum
+        and np.isfinite(total)
         and time_us.min() >= MIN_TIME_US
         and time_us.max() <= min(least_limit, MAX_TIME_US)
         and (value.min() >= 0 or not _has_counters(first.table))
@@ -150,7 +152,9 @@ def _has_counters(table: SeriesTable) -> bool:
 def _sift(chunk: Chunk, arrivals: list[Arrival], max_future_us: int) -> tuple[Chunk, list[Refusal]]:
     """Takes out the samples that cannot be used, the first reason that holds for each."""
     batch_of = np.repeat(np.arange(len(arrivals)), chunk.lengths)
-    limits = np.array([a.record_time_us + max_future_us for a in arrivals], np.int64)[batch_of]
+    # A record's timestamp is its producer's word and may be anything; beyond the range of times all limits are alike.
+    limits_us = [min(max(a.record_time_us + max_future_us, MIN_TIME_US - 1), MAX_TIME_US) for a in arrivals]
+    limits = np.array(limits_us, np.int64)[batch_of]
     known = chunk.series_index < len(chunk.table.series)
     counter_rows = np.array([s.kind in ("counter", "cumulative") for s in chunk.table.series] or [False])
     is_counter = counter_rows[np.where(known, chunk.series_index, 0)]
