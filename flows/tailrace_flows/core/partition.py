@@ -177,7 +177,7 @@ class Partition:
         """
         groups: dict[tuple[str, str, bytes, bool], list[Arrival]] = {}
         letters: list[DeadLetter] = []
-        ended: dict[StreamName, None] = {}
+        ended: dict[StreamName, int] = {}
         values: dict[int, bytes] = {}
         for record in records:
             replayed = record.offset < self._replay_until
@@ -198,7 +198,7 @@ class Partition:
             group = (batch.service, batch.stream, batch.table.encoded, replayed)
             groups.setdefault(group, []).append(Arrival(record.offset, record.time_us, batch))
             if batch.end_of_stream:
-                ended[(batch.service, batch.stream)] = None
+                ended.setdefault((batch.service, batch.stream), record.offset)
         chunks = []
         for group, arrivals in groups.items():
             chunk, refusals = build_chunk(
@@ -207,7 +207,7 @@ class Partition:
             chunks.append(chunk)
             if not chunk.replayed:
                 letters += [self._refuse(refusal, values[refusal.arrival.offset]) for refusal in refusals]
-        self._advance(chunks, now_us)
+        self._advance(chunks, ended, now_us)
         items: list[Keyed] = [(shard_of(chunk.service), chunk) for chunk in chunks]
         for service, stream in ended:
             self._watermarks_us[(service, stream)] = AFTER_ALL
@@ -236,8 +236,11 @@ class Partition:
                 self._counters.add(batch.service, batch.stream, count, value)
         return seen is Seen.DUPLICATE
 
-    def _advance(self, chunks: list[Chunk], now_us: int) -> None:
-        """Gives each batch the watermark before it, in the order of offsets, and moves the watermarks on."""
+    def _advance(self, chunks: list[Chunk], ended: dict[StreamName, int], now_us: int) -> None:
+        """Gives each batch the watermark before it, in the order of offsets, and moves the watermarks on.
+
+        `ended`: the offset of the batch that ended a stream.
+        """
         by_stream: dict[StreamName, list[Chunk]] = {}
         for chunk in chunks:
             by_stream.setdefault((chunk.service, chunk.stream), []).append(chunk)
@@ -249,6 +252,8 @@ class Partition:
             after = np.maximum.accumulate(np.maximum(maxima[order] - self.config.disorder_us, before))
             watermarks = np.empty_like(after)
             watermarks[order] = np.concatenate([[before], after[:-1]])
+            if name in ended:
+                watermarks[offsets > ended[name]] = AFTER_ALL
             at = 0
             for chunk in group:
                 chunk.watermarks_us = watermarks[at : at + chunk.offsets.size]

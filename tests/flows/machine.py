@@ -1,0 +1,240 @@
+"""The window flow without Bytewax, Kafka and ClickHouse: partitions feed shards, epochs commit, a crash goes back.
+
+`Machine` does what `tailrace_flows.windows` does, step by step and with a clock of its own: what a poll brings goes to
+the shards; what they emit is written some time before the epoch commits; a commit stores the states of all of them
+together; a crash loses everything since, but for any part of what was emitted. Written rows are kept as ClickHouse
+keeps them.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from fractions import Fraction
+from math import isinf
+from random import Random
+from typing import Any
+
+from tailrace_flows.core.chunk import Chunk, Mark
+from tailrace_flows.core.config import WindowConfig
+from tailrace_flows.core.partition import Partition, Record
+from tailrace_flows.core.series import series_id
+from tailrace_flows.core.shard import Output, Shard
+from tailrace_schemas.deadletter import DeadLetter
+from tailrace_schemas.rows import COUNTERS, EVENTS, WINDOW_ROWS
+from tailrace_schemas.samples import Series
+
+from tests.flows.oracle import Entry, Expected, Key, Row
+
+S = 1_000_000
+START_US = 1_700_000_040 * S
+"""The first microsecond of a minute, where tests begin."""
+
+
+class Machine:
+    """Partitions with the logs `logs`, and the shards they feed.
+
+    Args:
+        hold: recover by replay; otherwise windows are in the snapshots.
+        low: the broker's first offset.
+    """
+
+    def __init__(
+        self,
+        logs: Sequence[Sequence[Entry]],
+        config: WindowConfig,
+        *,
+        hold: bool = True,
+        now_us: int = START_US + 3600 * S,
+        low: int = 0,
+    ) -> None:
+        self.config = config
+        self.hold = hold
+        self.now_us = now_us
+        self.low = low
+        self.logs: list[list[Record]] = []
+        self.append(logs)
+        self.rows: dict[Key, dict[str, Any]] = {}
+        self.counters: dict[tuple[str, str, str, str], int] = {}
+        self.events: dict[int, dict[str, Any]] = {}
+        self.letters: dict[tuple[int, int, str], DeadLetter] = {}
+        self.written: list[dict[str, Any]] = []
+        """Every row that was written, in order, with its Key as `key`."""
+        self.crashes = 0
+        self._emitted: list[Output | DeadLetter] = []
+        self._committed: tuple[list[bytes | None], dict[str, bytes]] = ([None] * len(logs), {})
+        self._restore()
+
+    def append(self, logs: Sequence[Sequence[Entry]]) -> None:
+        """Adds records to the ends of the logs."""
+        for number, log in enumerate(logs):
+            if number == len(self.logs):
+                self.logs.append([])
+            for entry in log:
+                offset = self.low + len(self.logs[number])
+                self.logs[number].append(Record(offset, entry.record_time_us, entry.encode()))
+
+    # -- what happens -------------------------------------------------------------------------------
+
+    def poll(self, number: int, records: int) -> int:
+        """One call of a source's `next_batch`; returns how many records it found."""
+        partition = self.partitions[number]
+        at = partition.next_offset - self.low
+        found = self.logs[number][at : at + records]
+        letters: list[DeadLetter] = []
+        if found:
+            items, letters = partition.read(found, self.now_us)
+        else:
+            items = partition.idle_marks(self.now_us)
+        self._emitted += letters
+        counters = partition.counter_rows(self.now_us)
+        if counters is not None:
+            self._emitted.append(Output([], None, counters))
+        by_shard: dict[str, list[Chunk | Mark]] = defaultdict(list)
+        for shard, item in items:
+            by_shard[shard].append(item)
+        for name, batch in by_shard.items():
+            if name not in self.shards:
+                self.shards[name] = Shard(self.config, self.now_us)
+            self._emitted.append(self.shards[name].on_items(batch, self.now_us))
+        return len(found)
+
+    def wait(self, seconds: float) -> None:
+        """Time passes; shards that asked to be woken are."""
+        self.now_us += round(seconds * S)
+        for shard in self.shards.values():
+            due_us = shard.next_us()
+            if due_us is not None and due_us <= self.now_us:
+                self._emitted.append(shard.on_time(self.now_us))
+
+    def commit(self) -> None:
+        """The epoch ends: everything emitted is durable, and so are the states."""
+        self._write(self._emitted)
+        self._emitted = []
+        self._committed = (
+            [partition.snapshot(self.now_us) for partition in self.partitions],
+            {name: shard.snapshot(contents=not self.hold) for name, shard in self.shards.items()},
+        )
+
+    def crash(self, seed: int = 0) -> None:
+        """The process dies, with a part of what it emitted since the last commit written, and starts again."""
+        random = Random(seed)
+        share = random.choice([0, 0.5, 1])
+        self._write([output for output in self._emitted if random.random() < share])
+        self._emitted = []
+        self.crashes += 1
+        self._restore()
+
+    def drain(self) -> None:
+        """A clean stop, and a start."""
+        self._emitted += [shard.on_end(self.now_us) for shard in self.shards.values()]
+        self.commit()
+        self._restore()
+
+    def read_all(self, records: int = 1000) -> None:
+        """Polls all partitions to their ends, in turns."""
+        while sum(self.poll(number, records) for number in range(len(self.logs))):
+            self.wait(0.01)
+
+    def finish(self, records: int = 1000) -> None:
+        """Reads everything there is and drains."""
+        self.read_all(records)
+        self.wait(3)
+        self.drain()
+
+    def _restore(self) -> None:
+        partitions, shards = self._committed
+        self.partitions = [
+            Partition(
+                number,
+                "samples",
+                self.config,
+                self.now_us,
+                hold=self.hold,
+                cluster_id="one",
+                start=self.low,
+                state=state,
+            )
+            for number, state in enumerate(partitions)
+        ]
+        self.shards = {name: Shard(self.config, self.now_us, state) for name, state in shards.items()}
+
+    # -- what is written ----------------------------------------------------------------------------
+
+    def _write(self, emitted: list[Output | DeadLetter]) -> None:
+        for output in emitted:
+            if isinstance(output, DeadLetter):
+                self.letters[(output.partition, output.offset, output.reason)] = output
+                continue
+            for block in output.blocks:
+                check_batch(block.rows, WINDOW_ROWS)
+                for row in block.rows.to_pylist():
+                    assert (row["service"], row["stream"]) == (block.service, block.stream)
+                    self._write_row(block.window_seconds, row)
+            if output.events is not None:
+                check_batch(output.events, EVENTS)
+                self.events |= {row["event_id"]: row for row in output.events.to_pylist()}
+            if output.counters is not None:
+                check_batch(output.counters, COUNTERS)
+                for row in output.counters.to_pylist():
+                    counter = (row["scope"], row["service"], row["stream"], row["name"])
+                    self.counters[counter] = max(row["value"], self.counters.get(counter, 0))
+
+    def _write_row(self, seconds: int, row: dict[str, Any]) -> None:
+        series = Series(row["metric"], row["kind"], row["unit"], tuple(row["attributes"]))
+        assert row["series_id"] == series_id(row["service"], series)
+        key = Key(seconds, row["service"], row["stream"], series, int(row["window_start"].timestamp()))
+        known = self.rows.get(key)
+        self.written.append({**row, "key": key})
+        if known is not None:
+            # A fuller row always wins, whatever order they come in.
+            assert row["count"] <= known["count"] or row["version"] > known["version"], (key, known, row)
+        if known is None or row["version"] >= known["version"]:
+            self.rows[key] = row
+
+
+def check_batch(batch: Any, schema: Any) -> None:
+    """The record batch is sound, has the schema, and no nulls where it allows none."""
+    batch.validate(full=True)
+    assert batch.schema.equals(schema)
+    for column, field in zip(batch.columns, schema, strict=True):
+        assert field.nullable or column.null_count == 0, field.name
+
+
+def check(machine: Machine, expected: Expected) -> None:
+    """The machine's rows, counters and dead letters are the expected ones."""
+    check_rows(machine.rows, expected.rows, machine.config)
+    assert machine.counters == expected.counters
+    assert len(machine.letters) == expected.letters
+
+
+def check_rows(found: dict[Key, dict[str, Any]], expected: dict[Key, Row], config: WindowConfig) -> None:
+    """Equal rows, as docs/architecture.md has it: sums to within 1e-9, everything else exactly."""
+    assert found.keys() == expected.keys()
+    for key, row in found.items():
+        check_row(key, row, expected[key], config)
+
+
+def check_row(key: Key, row: dict[str, Any], wanted: Row, config: WindowConfig) -> None:
+    where = (key, row, wanted)
+    exact = {name: row[name] for name in ("count", "min", "max", "last", "resets")}
+    assert exact == {name: getattr(wanted, name) for name in exact}, where
+    assert close(row["sum"], wanted.sum, wanted.sum_size), where
+    assert close(row["increase"], wanted.increase, wanted.increase_size), where
+    assert row["bucket_index"] == sorted(wanted.buckets), where
+    assert dict(zip(row["bucket_index"], row["bucket_count"], strict=True)) == wanted.buckets, where
+    assert row["scale"] == (config.scale if key.series.kind == "distribution" else None), where
+    generation, version = divmod(row["version"], 1 << 48)
+    assert generation == config.generation, where
+    if key.series.kind == "cumulative":
+        # The count of all points so far, as of the last time that the row changed.
+        assert wanted.count <= version <= wanted.points, where
+    else:
+        assert version == wanted.count, where
+
+
+def close(value: float | None, exact: Fraction | None, size: Fraction) -> bool:
+    """Within 1e-9 of what was added up; an overflow is infinite."""
+    if value is None or exact is None:
+        return value is None and exact is None
+    if isinf(value):
+        return size > 1.7e308
+    return abs(Fraction(value) - exact) <= size / 10**9
