@@ -17,7 +17,7 @@ from contextlib import suppress
 from functools import partial, wraps
 from inspect import iscoroutinefunction
 from queue import Empty, SimpleQueue
-from threading import Condition, Lock, Thread
+from threading import Condition, RLock, Thread
 from types import TracebackType
 from typing import Any, Final, ParamSpec, Protocol, Self, TypeVar
 from weakref import WeakMethod
@@ -344,7 +344,7 @@ class Telemetry:
         self._warned_s: float | None = None
         self._deadline_s: float | None = None
         """Set by `close`: when to stop sending."""
-        self._closing = Lock()
+        self._closing = RLock()  # a signal handler may call close() in the middle of close()
         self._progress = Condition()
         self._wake: SimpleQueue[None] = SimpleQueue()  # its put never waits, not even in a signal handler
         self._thread = Thread(target=self._run, name="tailrace-producer", daemon=True)
