@@ -198,8 +198,9 @@ class WindowTable:
         return max((self.config.retired_after_us(start) for start in self._windows), default=BEFORE_ALL)
 
     def emit(self, close_until_us: int | None = None, *, dirty: bool = True) -> list[Block]:
-        """Closes what the watermark has passed, and emits those rows and, if `dirty`, the out-of-date ones; retires.
+        """Closes what the watermark has passed and emits those rows; emits the out-of-date ones; retires.
 
+        Out-of-date rows wait for a call with `dirty`, but for those of windows that retire.
         `close_until_us` closes further, without moving the watermark: for idle services (wall time) and drains.
         """
         config = self.config
@@ -248,16 +249,17 @@ class WindowTable:
 
     def _due(
         self, windows: dict[int, Window], length: int, boundary: int, dirty: bool
-    ) -> Iterator[tuple[int, Window, NDArray[np.int32] | None]]:
+    ) -> Iterator[tuple[int, Window, Ints | None]]:
         """(start, window, changed slots or None for all) of the windows to emit, which become closed and clean."""
+        config = self.config
         for start in sorted(windows):
             window = windows[start]
             if not window.closed and start + length <= boundary:
                 window.closed = True
                 window.dirty.clear()
                 yield start, window, None
-            elif dirty and window.dirty:
-                changed = np.unique(np.concatenate(window.dirty))
+            elif window.dirty and (dirty or config.retired_after_us(start) <= self.watermark_us):
+                changed = np.unique(np.concatenate(window.dirty)).astype(np.int64)
                 window.dirty.clear()
                 yield start, window, changed
 
