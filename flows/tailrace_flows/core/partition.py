@@ -62,20 +62,20 @@ class _Segment:
     producers: set[ProducerName] = field(default_factory=set)
     """Whose state changed."""
     producers_after: dict[ProducerName, Producer] = field(default_factory=dict)
-    watermarks_after: dict[StreamName, int] = field(default_factory=dict)
 
 
 @dataclass
 class _State:
-    """What recovery keeps, pickled. Producers and watermarks are those before `held`."""
+    """What recovery keeps, pickled. Producers are those before `held`, all else is as of `position`."""
 
     cluster_id: str
     held: int
     position: int
     producers: dict[ProducerName, Producer]
     watermarks_us: dict[StreamName, int]
+    """A replay does not need older ones: what was late then is remembered by the shards."""
     newest_us: dict[StreamName, int]
-    """Streams whose windows may be open, as of `position`."""
+    """Streams whose windows may be open."""
     totals: dict[tuple[str, str, str], int]
     hold: bool
     """Shards do not store their windows."""
@@ -134,7 +134,6 @@ class Partition:
         self._whole = kept.whole
         self._held = kept.held
         self._held_producers = kept.producers
-        self._held_watermarks_us = kept.watermarks_us
         self._producers = {name: producer.copy() for name, producer in kept.producers.items()}
         self._watermarks_us = dict(kept.watermarks_us)
         self._newest_us = dict(kept.newest_us)
@@ -294,13 +293,11 @@ class Partition:
         """The state for recovery. Cost: what changed since the last one, and pickling what is before `held`."""
         segment = self._segment
         segment.producers_after = {n: self._producers[n].copy() for n in segment.producers}
-        segment.watermarks_after = {name: self._watermarks_us[name] for name in segment.newest_us}
         self._segments.append(segment)
         self._segment = _Segment(self.next_offset)
         while self._segments and (not self._hold or self._released(self._segments[0])):
             gone = self._segments.popleft()
             self._held_producers.update(gone.producers_after)
-            self._held_watermarks_us.update(gone.watermarks_after)
         self._held = self._segments[0].start if self._segments else self.next_offset
         self._forget(now_us)
         state = _State(
@@ -308,7 +305,7 @@ class Partition:
             self._held,
             max(self.next_offset, self._replay_until),
             self._held_producers,
-            self._held_watermarks_us if self._hold else self._watermarks_us,
+            self._watermarks_us,
             self._newest_us,
             self._counters.totals,
             self._hold,
@@ -336,7 +333,6 @@ class Partition:
             self._newest_us.pop(name, None)
             del self._seen_us[name]
             self._watermarks_us.pop(name, None)
-            self._held_watermarks_us.pop(name, None)
         horizon_us = self._latest_record_us - FORGET_US
         for one in [n for n, producer in self._held_producers.items() if producer.seen_us < horizon_us]:
             if self._producers[one].seen_us < horizon_us:
