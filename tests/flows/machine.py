@@ -50,6 +50,7 @@ class Machine:
         self.hold = hold
         self.now_us = now_us
         self.low = low
+        self.kept_from = [low] * len(logs)
         self.logs: list[list[Record]] = []
         self.append(logs)
         self.rows: dict[Key, dict[str, Any]] = {}
@@ -77,6 +78,7 @@ class Machine:
     def poll(self, number: int, records: int) -> int:
         """One call of a source's `next_batch`; returns how many records it found."""
         partition = self.partitions[number]
+        partition.gap(self.kept_from[number])
         at = partition.next_offset - self.low
         found = self.logs[number][at : at + records]
         letters: list[DeadLetter] = []
@@ -96,6 +98,10 @@ class Machine:
                 self.shards[name] = Shard(self.config, self.now_us)
             self._emitted.append(self.shards[name].on_items(batch, self.now_us))
         return len(found)
+
+    def delete_before(self, number: int, offset: int) -> None:
+        """The broker deletes what is before this offset of a partition."""
+        self.kept_from[number] = offset
 
     def wait(self, seconds: float) -> None:
         """Time passes; shards that asked to be woken are."""
@@ -150,7 +156,7 @@ class Machine:
                 self.now_us,
                 hold=self.hold,
                 cluster_id="one",
-                start=self.low,
+                start=self.kept_from[number],
                 state=state,
             )
             for number, state in enumerate(partitions)

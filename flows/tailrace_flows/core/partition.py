@@ -160,12 +160,16 @@ class Partition:
         self._whole = offset == 0
 
     def gap(self, low: int) -> int:
-        """The broker's first offset is `low`: skips what is gone, counts and returns how many records that is."""
+        """The broker's first offset is `low`: skips what is gone, and returns how many records that is.
+
+        Counts those that were never read; the others can no longer be replayed.
+        """
         gone = max(0, low - self.next_offset)
         if gone:
+            unread = low - max(self.next_offset, self._replay_until)
+            self._counters.add("", "", Count.GAP_RECORDS, max(0, unread))
             self.next_offset = low
             self._whole = False
-            self._counters.add("", "", Count.GAP_RECORDS, gone)
         return gone
 
     def read(self, records: Iterable[Record], now_us: int) -> tuple[list[Keyed], list[DeadLetter]]:
