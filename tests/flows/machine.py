@@ -61,7 +61,7 @@ class Machine:
         """Every row that was written, in order, with its Key as `key`."""
         self.crashes = 0
         self._emitted: list[Output | DeadLetter] = []
-        self._committed: tuple[list[bytes | None], dict[str, bytes]] = ([None] * len(logs), {})
+        self.committed: tuple[list[bytes | None], dict[str, bytes]] = ([None] * len(logs), {})
         self._restore()
 
     def append(self, logs: Sequence[Sequence[Entry]]) -> None:
@@ -93,6 +93,7 @@ class Machine:
         by_shard: dict[str, list[Chunk | Mark]] = defaultdict(list)
         for shard, item in items:
             by_shard[shard].append(item)
+        self.now_us += 1  # a shard's clock is read after the source's
         for name, batch in by_shard.items():
             if name not in self.shards:
                 self.shards[name] = Shard(self.config, self.now_us)
@@ -115,7 +116,7 @@ class Machine:
         """The epoch ends: everything emitted is durable, and so are the states."""
         self._write(self._emitted)
         self._emitted = []
-        self._committed = (
+        self.committed = (
             [partition.snapshot(self.now_us) for partition in self.partitions],
             {name: shard.snapshot(contents=not self.hold) for name, shard in self.shards.items()},
         )
@@ -147,7 +148,7 @@ class Machine:
         self.drain()
 
     def _restore(self) -> None:
-        partitions, shards = self._committed
+        partitions, shards = self.committed
         self.partitions = [
             Partition(
                 number,

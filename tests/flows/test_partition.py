@@ -1,10 +1,10 @@
 """A partition: what it passes on, what it holds back for a replay, and what it forgets."""
 
+import pytest
 from tailrace_flows.core.counters import Count
 
 from tests.flows.machine import START_US, Machine, S, check
-from tests.flows.oracle import expect
-from tests.flows.oracle import expect
+from tests.flows.oracle import DAY_US, expect
 from tests.flows.writing import CONFIG, Writer, idle
 
 SAMPLES = ("shard 55", "cart", "", Count.SAMPLES)
@@ -73,3 +73,112 @@ def test_a_partition_that_starts_in_the_middle_misses_nothing() -> None:
     machine.finish()
     check(machine, expect([log[7:]], CONFIG, whole=False))
     assert not any(name in (Count.MISSING_BATCHES, Count.GAP_RECORDS) for *_, name in machine.counters)
+
+
+# -- forgetting ------------------------------------------------------------------------------------------
+
+
+def test_a_producer_is_forgotten_a_day_after_its_last_record_though_a_window_of_it_is_held() -> None:
+    a, b = Writer(), Writer("service-64")
+    machine = Machine([[a.batch((0, 1.0)), a.batch((200, 1.0))]], CONFIG, now_us=START_US + 400 * S)
+    for _ in range(2):
+        machine.poll(0, 1)
+        machine.commit()
+    day_s = DAY_US / S
+    machine.append([[b.batch((day_s + 300, 1.0))]])
+    machine.wait(day_s)
+    machine.poll(0, 1)
+    machine.commit()  # the producer is a day old; its second batch is still held
+    idle(machine, 20)
+    for _ in range(3):
+        machine.commit()
+        machine.crash()
+    machine.finish()
+    assert machine.counters[SAMPLES] == 2
+
+
+def test_one_record_from_the_future_makes_no_producer_forgotten() -> None:
+    a, b = Writer(), Writer("service-64")
+    first = a.batch((0, 1.0))
+    log = [first, a.batch((200, 1.0)), b.batch((10 * DAY_US / S, 1.0)), first]
+    machine = Machine([log], CONFIG)
+    for _ in log:
+        machine.poll(0, 1)
+        machine.commit()
+    machine.finish()
+    assert machine.counters[("partition 0", "cart", "", Count.DUPLICATE_BATCHES)] == 1
+
+
+@pytest.mark.parametrize("hold", [True, False], ids=["replay", "snapshot"])
+def test_streams_that_ended_are_forgotten_after_a_day_by_whoever_remembered_them(hold: bool) -> None:
+    live = Writer()
+    machine = Machine([[live.batch((0, 1.0))]], CONFIG, hold=hold)
+    machine.read_all()
+    machine.wait(3)
+    machine.commit()
+    empty = size(machine)
+    machine.append([[Writer(stream=f"replay {n}").batch((0, 1.0), end=True) for n in range(100)]])
+    machine.read_all()
+    machine.wait(3)
+    machine.commit()
+    assert size(machine) > empty + 100 * 60
+    machine.crash()
+    machine.read_all()
+    machine.commit()
+    machine.wait(DAY_US / S + 1)
+    day = Writer()
+    day.sequence = live.sequence
+    machine.append([[day.batch((DAY_US / S + 10, 1.0)), day.batch((DAY_US / S + 11, 1.0))]])
+    machine.read_all()
+    machine.wait(3)
+    machine.commit()
+    # Totals stay, two for each stream; watermarks, producers and tables go.
+    assert size(machine) < empty + 100 * 45
+
+
+def size(machine: Machine) -> int:
+    """Bytes of all states."""
+    partitions, shards = machine.committed
+    return sum(len(state) for state in (*partitions, *shards.values()) if state)
+
+
+# -- silence ---------------------------------------------------------------------------------------------
+
+
+def test_a_service_is_idle_when_every_partition_that_carried_it_is() -> None:
+    old, new = Writer(), Writer()
+    machine = Machine([[old.batch((1, 1.0))], [new.batch((2, 2.0))]], CONFIG, now_us=START_US + 3 * S)
+    idle(machine, 8)
+    machine.append([[], [new.batch((7, 2.0))]])
+    idle(machine, 8)  # partition 0 has been silent for 16 s, partition 1 for 8 s
+    machine.commit()
+    assert not machine.rows
+    idle(machine, 8)
+    machine.commit()
+    assert [row["count"] for row in machine.rows.values()] == [3]
+
+
+def test_batches_without_samples_keep_no_service_from_being_idle() -> None:
+    w, growth = Writer(), Writer()
+    machine = Machine([[w.batch((1, 1.0))], [growth.batch()]], CONFIG, now_us=START_US + 3 * S)
+    idle(machine, 20)
+    machine.commit()
+    assert [row["count"] for row in machine.rows.values()] == [1]
+
+
+def test_an_interrupted_backfill_may_go_on_within_an_hour_and_is_then_forgotten() -> None:
+    w = Writer(stream="backfill")
+    machine = Machine([[w.batch((1, 1.0), (700, 2.0))]], CONFIG, hold=False)
+    idle(machine, 3500)
+    machine.append([[w.batch((680, 1.0))]])
+    machine.poll(0, 1)
+    machine.wait(3)
+    machine.commit()
+    assert machine.counters[("shard 55", "cart", "backfill", Count.SAMPLES)] == 3
+    full = len(machine.committed[1]["55"])
+    # The source sees an hour of silence to the microsecond, the shard a little less: they must agree.
+    machine.wait(3597 - 1e-6)
+    machine.poll(0, 1)
+    machine.commit()
+    assert len(machine.committed[1]["55"]) < full - 500
+    assert machine.partitions[0].held == 2

@@ -52,6 +52,8 @@ class Mark(NamedTuple):
     stream: str
     now_us: int
     """Wall time of an idle mark; 0 for the end of the stream."""
+    retire: bool = True
+    """Whether wall time may retire windows too, or only close them: a backfill that paused may go on."""
 
 
 @dataclass(slots=True)

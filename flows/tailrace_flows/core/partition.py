@@ -19,7 +19,7 @@ from tailrace_flows.core.chunk import UNKNOWN_US, Arrival, Chunk, Mark, Refusal,
 from tailrace_flows.core.config import WindowConfig
 from tailrace_flows.core.counters import Count, Counters, dead_letters
 from tailrace_flows.core.sequences import Producer, Seen, observe
-from tailrace_flows.core.shard import BACKFILL_IDLE_US, FORGET_US
+from tailrace_flows.core.shard import FORGET_US
 from tailrace_flows.core.table import AFTER_ALL
 
 __all__ = ["Keyed", "Partition", "PoisonedError", "Record"]
@@ -32,6 +32,8 @@ Keyed = tuple[str, Chunk | Mark]
 """(shard, item)."""
 
 MARK_EVERY_US: Final = 2_000_000
+BACKFILL_IDLE_US: Final = 3600 * 1_000_000
+"""A replay that was interrupted may go on within this time without its samples being late."""
 MAX_INVALID_RUN: Final = 1_000
 """So many unreadable records in a row stop the flow: that is no longer bad input, but the wrong topic."""
 RATIO_RECORDS: Final = 10_000
@@ -137,7 +139,7 @@ class Partition:
         self._producers = {name: producer.copy() for name, producer in kept.producers.items()}
         self._watermarks_us = dict(kept.watermarks_us)
         self._newest_us = dict(kept.newest_us)
-        self._seen_us = dict.fromkeys(self._newest_us, now_us)
+        self._seen_us = dict.fromkeys(self._watermarks_us, now_us)
         self._segments: deque[_Segment] = deque()
         self._segment = _Segment(self.next_offset)
         self._counters = Counters(f"partition {number}", kept.totals)
@@ -211,7 +213,8 @@ class Partition:
             if not chunk.replayed:
                 letters += [self._refuse(refusal, values[refusal.arrival.offset]) for refusal in refusals]
         self._advance(chunks, ended, now_us)
-        items: list[Keyed] = [(shard_of(chunk.service), chunk) for chunk in chunks]
+        # A service that has sent no sample cannot fall silent: an empty chunk would never be followed by an idle mark.
+        items: list[Keyed] = [(shard_of(chunk.service), chunk) for chunk in chunks if chunk.value.size]
         for service, stream in ended:
             self._watermarks_us[(service, stream)] = AFTER_ALL
             self._newest_us.pop((service, stream), None)
@@ -280,8 +283,9 @@ class Partition:
             silence_us = now_us - self._seen_us[name]
             if silence_us < self.config.idle_us:
                 continue
-            items.append((shard_of(name[0]), Mark(self.number, *name, now_us)))
-            if name[1] and silence_us < BACKFILL_IDLE_US:
+            retire = not name[1] or silence_us >= BACKFILL_IDLE_US
+            items.append((shard_of(name[0]), Mark(self.number, *name, now_us, retire)))
+            if not retire:
                 continue
             # The shard retires what exists as wall time passes it; this side must not be ahead of it.
             limit_us = self.config.retired_after_us(newest_us)
@@ -301,7 +305,8 @@ class Partition:
         self._segment = _Segment(self.next_offset)
         while self._segments and (not self._hold or self._released(self._segments[0])):
             gone = self._segments.popleft()
-            self._held_producers.update(gone.producers_after)
+            # Not those that were forgotten since.
+            self._held_producers.update((n, p) for n, p in gone.producers_after.items() if n in self._producers)
         self._held = self._segments[0].start if self._segments else self.next_offset
         self._forget(now_us)
         state = _State(
@@ -337,7 +342,8 @@ class Partition:
             self._newest_us.pop(name, None)
             del self._seen_us[name]
             self._watermarks_us.pop(name, None)
-        horizon_us = self._latest_record_us - FORGET_US
+        # By the records' time, so that a backlog forgets what it would have; but no bad clock makes it forget more.
+        horizon_us = min(self._latest_record_us, now_us) - FORGET_US
         for one in [n for n, producer in self._held_producers.items() if producer.seen_us < horizon_us]:
             if self._producers[one].seen_us < horizon_us:
                 del self._held_producers[one], self._producers[one]

@@ -26,8 +26,6 @@ DIRTY_US: Final = 1_000_000
 COUNTERS_US: Final = 2_000_000
 FORGET_US: Final = 24 * 3600 * 1_000_000
 """A stream silent for so long, in wall time, is forgotten."""
-BACKFILL_IDLE_US: Final = 3600 * 1_000_000
-"""A replay that was interrupted may go on within this time without its samples being late."""
 STATE_VERSION: Final = 1
 
 
@@ -46,8 +44,8 @@ class _Stream:
     table: WindowTable
     seen_us: int
     """Wall time of its last chunk."""
-    idle: dict[int, bool] = field(default_factory=dict)
-    """Partition -> whether it is read to its end and silent."""
+    idle: dict[int, bool | None] = field(default_factory=dict)
+    """Partition -> `retire` of its idle mark; None: not idle."""
 
 
 class Shard:
@@ -107,9 +105,11 @@ class Shard:
 
     def on_time(self, now_us: int) -> Output:
         """At `next_us`: corrections and counters that are due; forgets streams that have been silent for a day."""
-        for name in [n for n, entry in self._streams.items() if now_us - entry.seen_us > FORGET_US]:
-            del self._streams[name]
-        return self.on_items((), now_us)
+        blocks: list[Block] = []
+        for name in [n for n, entry in self._streams.items() if now_us - entry.seen_us >= FORGET_US]:
+            blocks += self._streams.pop(name).table.end()  # mostly there is nothing left in it
+        output = self.on_items((), now_us)
+        return output._replace(blocks=blocks + output.blocks)
 
     def on_end(self, now_us: int) -> Output:
         """A drain: open windows as they stand, whole, and the counters. The state stays as it is."""
@@ -122,11 +122,12 @@ class Shard:
         due = [self._counters_due_us] if self._counters.changed else []
         if self._dirty_due_us is not None:
             due.append(self._dirty_due_us)
+        due += [entry.seen_us + FORGET_US for entry in self._streams.values()]
         return min(due, default=None)
 
     def snapshot(self, *, contents: bool) -> bytes:
         """The state for recovery; with `contents`, open windows too."""
-        streams: dict[tuple[str, str], tuple[TableState, dict[int, bool]]] = {
+        streams: dict[tuple[str, str], tuple[TableState, dict[int, bool | None]]] = {
             name: (entry.table.state(contents=contents), entry.idle) for name, entry in self._streams.items()
         }
         return pickle.dumps((STATE_VERSION, self._counters.scope, self._counters.totals, streams), protocol=5)
@@ -135,7 +136,7 @@ class Shard:
 
     def _add(self, entry: _Stream, chunk: Chunk, now_us: int, events: list[Any]) -> None:
         entry.seen_us = now_us
-        entry.idle[chunk.partition] = False
+        entry.idle[chunk.partition] = None
         added = entry.table.add(chunk)
         for name, value in (
             (Count.SAMPLES, added.samples),
@@ -149,11 +150,11 @@ class Shard:
                 events.append(occurred)
 
     def _idle(self, entry: _Stream, mark: Mark) -> list[Block]:
-        entry.idle[mark.partition] = True
-        if not all(entry.idle.values()):
+        # Whether to retire is decided by the source, which holds its offset back by the same rule.
+        entry.idle[mark.partition] = mark.retire
+        if None in entry.idle.values():
             return []
-        backfill = bool(entry.table.stream) and mark.now_us - entry.seen_us < BACKFILL_IDLE_US
-        return entry.table.wall(mark.now_us, retire=not backfill)
+        return entry.table.wall(mark.now_us, retire=all(entry.idle.values()))
 
     def _due_counters(self, now_us: int) -> Any:
         if not self._counters.changed or now_us < self._counters_due_us:
