@@ -7,7 +7,7 @@ adds recovery, clean stops and several processes.
 import threading
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeGuard
 
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow
@@ -19,10 +19,11 @@ from tailrace_sinks.kafka import KafkaWriter
 
 from tailrace_flows.core.chunk import Chunk, Mark
 from tailrace_flows.core.config import WindowConfig
+from tailrace_flows.core.partition import Keyed
 from tailrace_flows.core.shard import Output, Shard
 from tailrace_flows.outputs import AggregatesSink, ClickHouseSink, DeadLettersSink
 from tailrace_flows.settings import Settings
-from tailrace_flows.source import SampleSource
+from tailrace_flows.source import SampleSource, Side
 
 __all__ = ["build_flow", "flow"]
 
@@ -92,21 +93,25 @@ def build_flow(
         return _ShardLogic(config, contents, state)
 
     dataflow = Dataflow("tailrace_windows")
-    source = SampleSource(
-        client, topics.samples, settings.kafka.group_id, config, hold=not contents, stop=stop
-    )
+    source = SampleSource(client, topics.samples, settings.kafka.group_id, config, hold=not contents, stop=stop)
     read = op.input("samples", dataflow, source)
-    kinds = op.branch("keyed", read, lambda item: type(item) is tuple)
+    kinds = op.branch("keyed", read, _is_keyed)
     rows = op.stateful_batch("windows", kinds.trues, logic)
-    side = op.branch("side", kinds.falses, lambda item: isinstance(item, DeadLetter))
+    side = op.branch("side", kinds.falses, _is_letter)
     letters = op.key_on("dead_letter_key", side.trues, lambda letter: str(letter.partition))
     counters = op.key_on("counter_key", side.falses, lambda _: str(process))
-    op.output(
-        "clickhouse", op.merge("rows_and_counters", rows, counters), ClickHouseSink(clickhouse, process)
-    )
-    op.output("aggregates", rows, AggregatesSink(kafka, topics.aggregates, process))
-    op.output("dead_letters", letters, DeadLettersSink(kafka, topics.dead_letters, process))
+    op.output("clickhouse", op.merge("rows_and_counters", rows, counters), ClickHouseSink(clickhouse))
+    op.output("aggregates", rows, AggregatesSink(kafka, topics.aggregates))
+    op.output("dead_letters", letters, DeadLettersSink(kafka, topics.dead_letters))
     return dataflow
+
+
+def _is_keyed(item: Keyed | Side) -> TypeGuard[Keyed]:
+    return type(item) is tuple  # the others are named tuples
+
+
+def _is_letter(item: Keyed | Side) -> TypeGuard[DeadLetter]:
+    return isinstance(item, DeadLetter)
 
 
 def flow() -> Any:

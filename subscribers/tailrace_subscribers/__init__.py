@@ -1,0 +1,1 @@
+"""What reads the alert topic and ClickHouse. Empty as yet: its place among the imports is settled already."""
