@@ -3,7 +3,8 @@
 import pytest
 from tailrace_schemas.samples import Series
 
-from tests.flows.writing import Writer, run, versions
+from tests.flows.machine import Machine
+from tests.flows.writing import CONFIG, Writer, run, versions
 
 # -- closing and correcting ------------------------------------------------------------------------------
 
@@ -22,3 +23,28 @@ def test_late_corrections_of_many_series_are_whole_rows(kind: str) -> None:
     every = [(row, 1.0, float(row)) for row in range(1500)]
     w = Writer()
     run(w.rows(table, *every), w.rows(table, (0, 30.0, 1.0)), w.rows(table, *every[1000::7], *every[::211]))
+
+
+def test_overflowing_sums_harm_nothing_else() -> None:
+    table = tuple(Series("m", kind) for kind in ("distribution", "gauge", "counter", "cumulative", "event"))
+    huge = [(row, 1.0 + step, 1.7e308) for row in range(5) for step in range(3)]
+    negative = [(row, 11.0 + step, -1.7e308) for row in (0, 1, 4) for step in range(3)]
+    resets = [
+        (3, 12.0, 1e308),
+        (3, 13.0, 0.0),
+        (3, 14.0, 1.7e308),
+        (3, 15.0, 1.7e307),
+        (3, 16.0, 1.6e308),
+        (3, 21.0, 0.0),
+        (3, 22.0, 1.7e308),
+    ]
+    w = Writer()
+    machine = Machine([[w.rows(table, *huge), w.rows(table, *negative, *resets)]], CONFIG)
+    machine.finish()
+    rows = [row for row in machine.rows.values() if row["kind"] == "distribution"]
+    assert sorted((row["count"], row["min"], row["max"]) for row in rows) == [
+        (3, -1.7e308, -1.7e308),
+        (3, 1.7e308, 1.7e308),
+        (6, -1.7e308, 1.7e308),
+    ]
+    assert not machine.letters

@@ -86,7 +86,8 @@ def increases_of(windows: dict[int, Window], baselines: Baselines, series: Serie
         reset = known & (value < previous)
         # After a reset the counter started at zero again, so what it shows has been added since.
         step = np.where(known, np.where(reset, value, value - previous), 0.0)
-        increase = np.add.reduceat(step, begins)
+        with np.errstate(over="ignore"):
+            increase = np.add.reduceat(step, begins)
         increase[~np.logical_or.reduceat(known, begins)] = np.nan
         ends = np.append(begins[1:], slots.size) - 1
         value_before[present] = value[ends]

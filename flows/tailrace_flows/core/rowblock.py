@@ -84,11 +84,10 @@ def _combine(
             continue
         rows = np.flatnonzero(np.isin(slots, part.slots))
         at = np.searchsorted(part.slots, slots[rows])
-        increase[rows] = np.where(
-            np.isnan(increase[rows]),
-            part.increase[at],
-            increase[rows] + np.nan_to_num(part.increase[at]),
-        )
+        # NaN: no increase so far.
+        with np.errstate(over="ignore"):
+            both = np.nansum([increase[rows], part.increase[at]], axis=0)
+        increase[rows] = np.where(np.isnan(increase[rows]), part.increase[at], both)
         resets[rows] += part.resets[at]
         points[rows] = part.points[at]
         last[rows] = part.last[at]

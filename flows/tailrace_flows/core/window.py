@@ -90,7 +90,8 @@ class Window:
         self.pending.clear()
         self.pending_samples = 0
         self.count += np.bincount(slots, minlength=kinds.size)
-        self.sum += np.bincount(slots, weights=value, minlength=kinds.size)
+        with np.errstate(over="ignore", invalid="ignore"):  # a sum beyond the floats is infinite, or NaN
+            self.sum += np.bincount(slots, weights=value, minlength=kinds.size)
         np.minimum.at(self.min, slots, value)
         np.maximum.at(self.max, slots, value)
 
@@ -172,7 +173,8 @@ def merge_windows(windows: list[Window]) -> Window:
     """The window of several folded ones of equal size; cumulative points are left to the caller."""
     merged = Window(runs=[merge_runs([window.sketch() for window in windows])])
     merged.count = np.sum([window.count for window in windows], axis=0)
-    merged.sum = np.sum([window.sum for window in windows], axis=0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        merged.sum = np.sum([window.sum for window in windows], axis=0)
     merged.min = np.min([window.min for window in windows], axis=0)
     merged.max = np.max([window.max for window in windows], axis=0)
     # Windows do not share times, so the latest has the last value.
