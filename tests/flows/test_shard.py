@@ -4,7 +4,9 @@ import pytest
 from tailrace_schemas.samples import Series
 
 from tests.flows.machine import Machine
-from tests.flows.writing import CONFIG, Writer, run, versions
+from tests.flows.writing import CONFIG, TOTAL, Writer, run, versions
+
+DAY_S = 24 * 3600
 
 # -- closing and correcting ------------------------------------------------------------------------------
 
@@ -48,3 +50,28 @@ def test_overflowing_sums_harm_nothing_else() -> None:
         (6, -1.7e308, 1.7e308),
     ]
     assert not machine.letters
+
+
+# -- cumulative counters ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("records", [1, 2, 100])
+@pytest.mark.parametrize("silence_s", [600, DAY_S - 1, DAY_S, DAY_S + 0.000001, DAY_S + 100, 3 * DAY_S])
+def test_a_counter_silent_for_more_than_a_day_starts_afresh(silence_s: float, records: int) -> None:
+    w = Writer()
+    other = Series("other", "gauge")
+    again_s = 5 + silence_s
+    machine = run(
+        w.batch((1, 10.0), (5, 15.0), series=TOTAL),
+        w.batch((again_s - 100, 1.0), series=other),
+        w.batch((again_s - 1, 1.0), series=other),
+        w.batch((again_s, 18.0), series=TOTAL),
+        w.batch((again_s + 70, 1.0), series=other),
+        w.batch((again_s + 15, 20.0), series=TOTAL),
+        w.batch((again_s + 200, 1.0), series=other),
+        w.batch((again_s + 400, 1.0), series=other),
+        records=records,
+    )
+    rows = {row["window_start"]: row for key, row in machine.rows.items() if key.series == TOTAL and key.seconds == 10}
+    increases = [rows[start]["increase"] for start in sorted(rows)]
+    assert increases == [5.0, 3.0 if silence_s <= DAY_S else None, 2.0]

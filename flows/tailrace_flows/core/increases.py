@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailrace_flows.core.series import CUMULATIVE, SeriesIndex
-from tailrace_flows.core.window import Window
+from tailrace_flows.core.window import NEVER, Window
 
 __all__ = ["Baselines", "Increases", "increases_of"]
 
 EXPIRY_US: Final = 24 * 3600 * 1_000_000
-"""A counter silent for longer starts afresh: its first point books no increase."""
+"""A counter silent for longer starts afresh: its first point books no increase, and points are counted anew."""
 
 
 class Increases(NamedTuple):
@@ -28,7 +28,7 @@ class Increases(NamedTuple):
     """NaN where there is no earlier point to compare with."""
     resets: NDArray[np.int64]
     points: NDArray[np.int64]
-    """All points of the series so far: the row's version, since a late point changes the window after it too."""
+    """All points of the counter so far: the row's version, since a late point changes the window after it too."""
     last: NDArray[np.float64]
 
 
@@ -52,9 +52,9 @@ class Baselines:
             _, before, _ = self.by_id.get(key, (0.0, 0, 0))
             self.by_id[key] = (at_end, before + more, at_us)
 
-    def expire(self, watermark_us: int) -> None:
-        """Forgets series that have been silent for EXPIRY_US."""
-        horizon = watermark_us - EXPIRY_US
+    def expire(self, taken_from_us: int) -> None:
+        """Forgets what no point from `taken_from_us` on is compared with."""
+        horizon = taken_from_us - EXPIRY_US
         if any(time_us < horizon for _, _, time_us in self.by_id.values()):
             self.by_id = {key: point for key, point in self.by_id.items() if point[2] >= horizon}
 
@@ -66,20 +66,24 @@ def increases_of(windows: dict[int, Window], baselines: Baselines, series: Serie
         return {}
     value_before = np.full(kinds.size, np.nan)
     points_before = np.zeros(kinds.size, np.int64)
+    time_before_us = np.full(kinds.size, NEVER)
     if baselines.by_id:
         chosen = np.flatnonzero(kinds == CUMULATIVE)
         for slot, key in zip(chosen.tolist(), series.ids[chosen].tolist(), strict=True):
             known = baselines.by_id.get(key)
             if known is not None:
-                value_before[slot], points_before[slot] = known[:2]
+                value_before[slot], points_before[slot], time_before_us[slot] = known
     found: dict[int, Increases] = {}
     for start in sorted(windows):
-        slots, _, value = windows[start].sorted_points()
+        slots, time_us, value = windows[start].sorted_points()
         if slots.size == 0:
             continue
         first = np.concatenate([[True], slots[1:] != slots[:-1]])
         begins = np.flatnonzero(first)
         present = slots[begins]
+        # Decided by the points alone, not by when a baseline is forgotten: alike however the stream was cut into polls.
+        afresh = present[time_before_us[present] < time_us[begins] - EXPIRY_US]
+        value_before[afresh], points_before[afresh] = np.nan, 0
         previous = np.concatenate([[np.nan], value[:-1]])
         previous[begins] = value_before[present]
         known = ~np.isnan(previous)
@@ -90,7 +94,7 @@ def increases_of(windows: dict[int, Window], baselines: Baselines, series: Serie
             increase = np.add.reduceat(step, begins)
         increase[~np.logical_or.reduceat(known, begins)] = np.nan
         ends = np.append(begins[1:], slots.size) - 1
-        value_before[present] = value[ends]
+        value_before[present], time_before_us[present] = value[ends], time_us[ends]
         points_before[present] += ends - begins + 1
         resets = np.add.reduceat(reset.astype(np.int64), begins)
         found[start] = Increases(present, increase, resets, points_before[present], value[ends])

@@ -295,7 +295,7 @@ class WindowTable:
             place: kept for place, starts in self._refused.items() if (kept := {s for s in starts if s >= oldest})
         }
         self._unsettled = {(length, start) for length, start in self._unsettled if start >= oldest - config.rollup_us}
-        self._baselines.expire(self.watermark_us)
+        self._baselines.expire(self.watermark_us - config.lateness_us - config.rollup_us)
         self._forget_series()
 
     def _forget_series(self) -> None:
