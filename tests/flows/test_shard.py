@@ -1,9 +1,11 @@
 """A shard and its window tables: single cases, each told as a short log."""
 
 import pytest
+from tailrace_flows.core.config import WindowConfig
+from tailrace_flows.core.counters import Count
 from tailrace_schemas.samples import Series
 
-from tests.flows.machine import Machine
+from tests.flows.machine import START_US, Machine, S
 from tests.flows.writing import CONFIG, TOTAL, Writer, run, versions
 
 DAY_S = 24 * 3600
@@ -75,3 +77,34 @@ def test_a_counter_silent_for_more_than_a_day_starts_afresh(silence_s: float, re
     rows = {row["window_start"]: row for key, row in machine.rows.items() if key.series == TOTAL and key.seconds == 10}
     increases = [rows[start]["increase"] for start in sorted(rows)]
     assert increases == [5.0, 3.0 if silence_s <= DAY_S else None, 2.0]
+
+
+@pytest.mark.parametrize("hold", [True, False], ids=["replay", "snapshot"])
+@pytest.mark.parametrize("crashes", [0, 1, 3])
+def test_the_series_limit_lets_the_same_samples_through_after_a_crash(hold: bool, crashes: int) -> None:
+    config = WindowConfig(max_series=2)
+    a, b, c, d = (Series(name, "counter") for name in "abcd")
+    w = Writer()
+    log = [
+        w.batch((1, 1.0), series=a),
+        w.batch((2, 1.0), series=b),
+        w.batch((130, 1.0), series=c),  # beyond the limit
+        w.rows((d, b), (0, 131.0, 1.0), (1, 132.0, 1.0)),  # only b is known
+        w.rows((c, d, a), (0, 133.0, 1.0), (1, 134.0, 1.0), (2, 135.0, 1.0)),
+    ]
+    machine = Machine([log], config, hold=hold)
+    for _ in log:
+        machine.poll(0, 1)
+        machine.commit()
+    for _ in range(crashes):
+        machine.crash()
+        machine.poll(0, 2)
+        machine.commit()
+    machine.append([[w.rows((c, b, d, a), (0, 136.0, 1.0), (1, 137.0, 1.0), (2, 138.0, 1.0), (3, 139.0, 1.0))]])
+    machine.finish()
+    counts = {(key.series.metric, key.start_s * S - START_US): row["count"] for key, row in machine.rows.items()}
+    assert counts == {
+        ("a", 0): 1, ("b", 0): 1, ("a", 130 * S): 2, ("b", 130 * S): 2, ("a", 120 * S): 2, ("b", 120 * S): 2,
+    }  # fmt: skip
+    totals = {name: value for (*_, name), value in machine.counters.items()}
+    assert totals == {Count.SAMPLES: 6, Count.SERIES_LIMIT: 6}

@@ -28,7 +28,14 @@ def series_id(service: str, series: Series) -> int:
 class SeriesIndex:
     """Numbers the series of one (service, stream): slot i is the i-th one met."""
 
-    def __init__(self, service: str, max_series: int, series: list[Series] | None = None) -> None:
+    def __init__(
+        self,
+        service: str,
+        max_series: int,
+        series: list[Series] | None = None,
+        admitted: NDArray[np.uint64] | None = None,
+    ) -> None:
+        """Anew, or from a snapshot: with the `series` that it has, and others that it knows to be `admitted`."""
         self.service = service
         self.max_series = max_series
         self.series: list[Series] = series or []
@@ -36,9 +43,15 @@ class SeriesIndex:
         self._maps: dict[bytes, NDArray[np.int32]] = {}
         self._columns: dict[str, Any] = {}
         self._kinds = np.array([KINDS.index(one.kind) for one in self.series], np.int8)
+        self._refused = admitted is not None
+        self._reserved: set[int] = set()
+        """Ids of series that had a slot before a restart, and have not been met since."""
+        if admitted is not None:
+            self._reserved = set(admitted.tolist()) - set(self.ids.tolist())
 
     def __len__(self) -> int:
-        return len(self.series)
+        """How many series count towards the limit."""
+        return len(self.series) + len(self._reserved)
 
     def slots_of(self, table: SeriesTable) -> NDArray[np.int32]:
         """The slot of each row of a series table, remembered by its bytes; -1 for new series beyond the limit."""
@@ -48,7 +61,7 @@ class SeriesIndex:
         found = np.full(len(table.series), -1, np.int32)
         for row, one in enumerate(table.series):
             slot = self._slots.get(one)
-            if slot is None and len(self.series) < self.max_series:
+            if slot is None and self._admits(one):
                 slot = self._slots[one] = len(self.series)
                 self.series.append(one)
             if slot is not None:
@@ -57,6 +70,24 @@ class SeriesIndex:
             self._maps.clear()
         self._maps[table.encoded] = found
         return found
+
+    def _admits(self, one: Series) -> bool:
+        if self._reserved:
+            key = series_id(self.service, one)
+            if key in self._reserved:
+                self._reserved.remove(key)
+                return True
+        if len(self) < self.max_series:
+            return True
+        self._refused = True
+        return False
+
+    @property
+    def admitted(self) -> NDArray[np.uint64] | None:
+        """The ids of all series if others were refused, so that a replay refuses the same ones; else None."""
+        if not self._refused:
+            return None
+        return np.concatenate([self.ids, np.array(sorted(self._reserved), np.uint64)])
 
     @property
     def kinds(self) -> NDArray[np.int8]:
@@ -69,6 +100,8 @@ class SeriesIndex:
     @property
     def ids(self) -> NDArray[np.uint64]:
         """The series id of each slot."""
+        if not self.series:
+            return np.empty(0, np.uint64)
         ids: NDArray[np.uint64] = self.columns()["series_id"].to_numpy()
         return ids
 
@@ -90,7 +123,9 @@ class SeriesIndex:
         return self._columns
 
     def keep(self, used: NDArray[np.bool_]) -> None:
-        """Forgets the slots that are not `used`; the others close ranks."""
+        """Forgets the slots that are not `used`, and what has not been met again; the others close ranks."""
+        self._reserved.clear()
+        self._refused = False
         self.series = [one for one, stays in zip(self.series, used, strict=True) if stays]
         self._slots = {one: slot for slot, one in enumerate(self.series)}
         self._maps.clear()

@@ -61,6 +61,8 @@ class TableState:
     refused: dict[tuple[int, int], set[int]] = field(default_factory=dict)
     """(partition, offset) -> starts of windows for which that batch came too late."""
     baselines: Baselines = field(default_factory=Baselines)
+    admitted: NDArray[np.uint64] | None = None
+    """Ids of the series, if the limit has left others out; 8 bytes each."""
     series: list[Any] | None = None
     windows: dict[int, Window] | None = None
     minutes: dict[int, bool] | None = None
@@ -79,7 +81,7 @@ class WindowTable:
         self._retired_us = state.retired_us
         self._refused = state.refused
         self._baselines = state.baselines
-        self._series = SeriesIndex(service, config.max_series, state.series)
+        self._series = SeriesIndex(service, config.max_series, state.series, state.admitted)
         self._windows: dict[int, Window] = state.windows or {}
         self._minutes: dict[int, Window] = {}
         """Only `closed` and `dirty` of a minute are used: its content is that of its windows."""
@@ -91,7 +93,7 @@ class WindowTable:
         if state.windows is not None:
             for length, start in state.dirty:
                 window = self._windows[start] if length == config.window_us else self._minutes[start]
-                window.dirty.append(np.arange(len(self._series), dtype=np.int32))
+                window.dirty.append(np.arange(len(self._series.series), dtype=np.int32))
 
     # -- samples in ---------------------------------------------------------------------------------
 
@@ -302,11 +304,11 @@ class WindowTable:
         """Drops series without a sample in any window, once they are the majority."""
         if len(self._series) < 64:
             return
-        used = np.zeros(len(self._series), np.bool_)
+        used = np.zeros(len(self._series.series), np.bool_)
         for window in self._windows.values():
             window.fold(self._series.kinds, self.config.scale)
             used |= window.count > 0
-        if used.sum() * 2 > used.size:
+        if used.sum() * 2 > len(self._series):
             return
         for window in self._windows.values():
             window.keep(used)
@@ -329,6 +331,7 @@ class WindowTable:
             dirty | self._unsettled,
             self._refused,
             self._baselines,
+            self._series.admitted,
         )
         if contents:
             for window in self._windows.values():
