@@ -203,6 +203,9 @@ def test_a_table_beyond_a_limit_is_not_encoded() -> None:
         encode_series_table([series] * (fitting + 1), resource)
     with pytest.raises(ValueError, match="129 attributes; the limit is 128"):
         encode_series_table([], resource | {"one": "more"})
+    with pytest.raises(ValueError, match="more than 128 attributes on 'm', the resource's included"):
+        encode_series_table([series._replace(attributes=(("one", "more"),))], resource)
+    assert encode_series_table([series._replace(attributes=(("k0", "own"),))], resource)
     with pytest.raises(ValueError, match="histogram"):
         encode_series_table([Series("m", "histogram")])
 
@@ -312,6 +315,15 @@ def test_a_row_and_its_resource_have_one_limit() -> None:
         decode_series_table(
             table.encode_bare({"resource": half, "series": [{**row, "attributes": other | {"one": "more"}}]})
         )
+
+
+def test_a_small_table_does_not_unfold_without_end() -> None:
+    resource = {f"k{i}": "" for i in range(MAX_ATTRIBUTES)}
+    row = {"metric": "m", "kind": "gauge", "unit": "", "attributes": {}}
+    fitting = MAX_TABLE_ATTRIBUTES // MAX_ATTRIBUTES
+    table = Codec("SeriesTable").encode_bare({"resource": resource, "series": [row] * (fitting + 1)})
+    with pytest.raises(ValueError, match=f"more than {MAX_TABLE_ATTRIBUTES} attributes in one table"):
+        decode_series_table(table)
 
 
 # -- tables --------------------------------------------------------------------------------------------
