@@ -31,34 +31,61 @@ class RowWriter(Protocol):
 
     def write(self, table: str, batches: list[Any]) -> None: ...
 
-    def close(self) -> None: ...
+
+PARTS = 16
+"""Of each sink, whatever the number of processes: Bytewax cannot resume a partition that nobody lists any more."""
 
 
-class _OneSink(FixedPartitionedSink[Any, None]):
-    """One partition a process, number `part`; items spread over them by their key, a number."""
+class _SharedSink(FixedPartitionedSink[Any, None]):
+    """Bytewax spreads PARTS partitions over the processes; those of one process share one `_Writer`."""
 
-    def __init__(self, build: Callable[[], StatefulSinkPartition[Any, None]], part: int) -> None:
+    def __init__(self, build: Callable[[], "_Writer"]) -> None:
         self._build = build
-        self._part = part
+        self._writer: _Writer | None = None
 
     def list_parts(self) -> list[str]:
-        return [f"{self._part:04d}"]
+        return [f"{part:02d}" for part in range(PARTS)]
 
     def part_fn(self, item_key: str) -> int:
-        return int(item_key)
+        return int(item_key)  # the number of a shard or partition
 
-    def build_part(self, step_id: str, for_part: str, resume_state: None) -> StatefulSinkPartition[Any, None]:
-        return self._build()
+    def build_part(self, step_id: str, for_part: str, resume_state: None) -> "_Part":
+        if self._writer is None:
+            self._writer = self._build()
+        return _Part(self._writer)
 
 
-class ClickHouseSink(_OneSink):
+class _Writer(Protocol):
+    """What a sink does with its items; `flush` returns when all are durable."""
+
+    def write_batch(self, values: list[Any]) -> None: ...
+
+    def flush(self) -> None: ...
+
+
+class _Part(StatefulSinkPartition[Any, None]):
+    def __init__(self, writer: _Writer) -> None:
+        self._writer = writer
+
+    def write_batch(self, values: list[Any]) -> None:
+        self._writer.write_batch(values)
+
+    def snapshot(self) -> None:
+        # The first partition of the epoch writes what all have gathered, the others find nothing left.
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.flush()
+
+
+class ClickHouseSink(_SharedSink):
     """Takes (shard, Output)."""
 
-    def __init__(self, writer: Callable[[], RowWriter], part: int) -> None:
-        super().__init__(lambda: _ClickHousePart(writer()), part)
+    def __init__(self, writer: Callable[[], RowWriter]) -> None:
+        super().__init__(lambda: _Rows(writer()))
 
 
-class _ClickHousePart(StatefulSinkPartition[Output, None]):
+class _Rows:
     def __init__(self, writer: RowWriter) -> None:
         self._writer = writer
         self._batches: dict[str, list[Any]] = {}
@@ -73,35 +100,28 @@ class _ClickHousePart(StatefulSinkPartition[Output, None]):
             if output.counters is not None:
                 self._add("counter_rows", output.counters)
         if self._rows >= FLUSH_ROWS:
-            self._flush()
+            self.flush()
 
     def _add(self, table: str, batch: Any) -> None:
         self._batches.setdefault(table, []).append(batch)
         self._rows += batch.num_rows
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         # Counters last: when a stream is counted as ended, all its rows are there.
         for table in sorted(self._batches, key=lambda name: name == "counter_rows"):
             self._writer.write(table, self._batches[table])
         self._batches.clear()
         self._rows = 0
 
-    def snapshot(self) -> None:
-        self._flush()
 
-    def close(self) -> None:
-        self._flush()
-        self._writer.close()
-
-
-class AggregatesSink(_OneSink):
+class AggregatesSink(_SharedSink):
     """Takes (shard, Output); writes its window rows to the aggregates topic, key = service.name."""
 
-    def __init__(self, writer: Callable[[], KafkaWriter], topic: str, part: int) -> None:
-        super().__init__(lambda: _AggregatesPart(writer(), topic), part)
+    def __init__(self, writer: Callable[[], KafkaWriter], topic: str) -> None:
+        super().__init__(lambda: _Aggregates(writer(), topic))
 
 
-class _AggregatesPart(StatefulSinkPartition[Output, None]):
+class _Aggregates:
     def __init__(self, writer: KafkaWriter, topic: str) -> None:
         self._writer = writer
         self._topic = topic
@@ -113,10 +133,7 @@ class _AggregatesPart(StatefulSinkPartition[Output, None]):
                     message = encode_window_rows(WindowRows(*block[:4], rows))
                     self._writer.write(self._topic, block.service.encode(), message)
 
-    def snapshot(self) -> None:
-        self._writer.flush()
-
-    def close(self) -> None:
+    def flush(self) -> None:
         self._writer.flush()
 
 
@@ -125,14 +142,14 @@ def _slices(rows: pa.RecordBatch) -> list[Any]:
     return [rows.slice(at, step) for at in range(0, rows.num_rows, step)]
 
 
-class DeadLettersSink(_OneSink):
+class DeadLettersSink(_SharedSink):
     """Takes (partition, DeadLetter)."""
 
-    def __init__(self, writer: Callable[[], KafkaWriter], topic: str, part: int) -> None:
-        super().__init__(lambda: _DeadLettersPart(writer(), topic), part)
+    def __init__(self, writer: Callable[[], KafkaWriter], topic: str) -> None:
+        super().__init__(lambda: _DeadLetters(writer(), topic))
 
 
-class _DeadLettersPart(StatefulSinkPartition[DeadLetter, None]):
+class _DeadLetters:
     def __init__(self, writer: KafkaWriter, topic: str) -> None:
         self._writer = writer
         self._topic = topic
@@ -142,8 +159,5 @@ class _DeadLettersPart(StatefulSinkPartition[DeadLetter, None]):
             key = f"{letter.topic}-{letter.partition}".encode()
             self._writer.write(self._topic, key, encode_dead_letter(letter))
 
-    def snapshot(self) -> None:
-        self._writer.flush()
-
-    def close(self) -> None:
+    def flush(self) -> None:
         self._writer.flush()

@@ -95,7 +95,9 @@ def run(
             stopped_at.append(clock.monotonic_s())
         stop.set()
 
-    previous = {number: signal.signal(number, begin_stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    # Never restored: a second signal while the process ends must not turn a clean end into a killed one.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, begin_stop)
     failure: list[BaseException] = []
 
     def hurry() -> bool:
@@ -118,19 +120,15 @@ def run(
 
     thread = threading.Thread(target=engine, name="bytewax", daemon=True)
     ends_at = None if duration_s is None else clock.monotonic_s() + duration_s
-    try:
-        thread.start()
-        while thread.is_alive():
-            thread.join(0.1)
-            now_s = clock.monotonic_s()
-            if ends_at is not None and now_s >= ends_at:
-                stop.set()
-            if stopped_at and now_s - stopped_at[0] > EXIT_S:
-                log.warning("not drained in time; what is not yet durable is done again at the next start")
-                logging.shutdown()
-                os._exit(0)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.1)
+        now_s = clock.monotonic_s()
+        if ends_at is not None and now_s >= ends_at:
+            stop.set()
+        if stopped_at and now_s - stopped_at[0] > EXIT_S:
+            log.warning("not drained in time; what is not yet durable is done again at the next start")
+            logging.shutdown()
+            os._exit(0)
     if failure:
         raise failure[0]

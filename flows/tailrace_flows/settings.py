@@ -28,9 +28,7 @@ class _Section(BaseModel):
 def _text_properties(value: Any) -> Any:
     # librdkafka takes every property as text; TOML has booleans and numbers.
     if isinstance(value, dict):
-        return {
-            key: str(item).lower() if isinstance(item, bool) else str(item) for key, item in value.items()
-        }
+        return {key: str(item).lower() if isinstance(item, bool) else str(item) for key, item in value.items()}
     return value
 
 

@@ -138,16 +138,19 @@ class _Reader(StatefulSourcePartition[Keyed | Side, bytes]):
         gone = partition.gap(low)
         if gone:
             log.error(
-                "%s[%d]: the broker no longer has offsets %d to %d; going on at %d (%d records are lost or, where they were "
-                "read before, windows that were open are incomplete)",
+                "%s[%d]: the broker no longer has offsets %d to %d; going on at %d (%d records are lost or, where they "
+                "were read before, windows that were open are incomplete)",
                 partition.topic, partition.number, wanted, low - 1, low, gone,
             )  # fmt: skip
         self._consumer.assign([TopicPartition(partition.topic, partition.number, partition.next_offset)])
 
     def next_batch(self) -> Iterable[Keyed | Side]:
-        if self._stop.is_set():
-            raise StopIteration
         now_us = clock.now_us()
+        if self._stop.is_set():
+            counters = self._partition.counter_rows(now_us)
+            if counters is None:
+                raise StopIteration
+            return [Output([], None, counters)]
         records: list[Record] = []
         size = 0
         for message in self._consumer.consume(self._records, 0):

@@ -1,0 +1,33 @@
+"""`python -m benchmarks NAME`: a table for people, or JSON lines on stdout; appends to benchmarks/history.jsonl."""
+
+import argparse
+import importlib
+
+from benchmarks.common import publish
+
+NAMES = {
+    "pipeline": "samples/s on one core from Kafka to ClickHouse rows, and its limits",
+    "query": "quantiles by SQL over 10 M window rows",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        epilog="; ".join(f"{name}: {what}" for name, what in NAMES.items()),
+    )
+    commands = parser.add_subparsers(dest="name", required=True)
+    modules = {}
+    for name, what in NAMES.items():
+        modules[name] = importlib.import_module(f"benchmarks.{name}")
+        command = commands.add_parser(name, help=what, description=modules[name].__doc__)
+        command.add_argument("--json", action="store_true", help="JSON lines on stdout instead of a table")
+        command.add_argument("--no-history", action="store_true", help="do not append to benchmarks/history.jsonl")
+        modules[name].add_arguments(command)
+    options = parser.parse_args()
+    publish(modules[options.name].run(options), as_json=options.json, history=not options.no_history)
+
+
+if __name__ == "__main__":
+    main()

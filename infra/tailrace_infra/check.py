@@ -1,0 +1,96 @@
+"""`tailrace check` and `tailrace status`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+from tailrace_flows.settings import Settings
+from tailrace_sinks.clickhouse import connect
+from tailrace_sinks.migrate import pending
+
+from tailrace_infra.overview import LagReader, read_overview
+
+__all__ = ["Check", "run_checks", "status_rows"]
+
+KAFKA_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+def run_checks(settings: Settings) -> list[Check]:
+    """Looks at everything a flow needs; nothing is changed."""
+    return [
+        _check("windows", lambda: str(settings.windows.config())),
+        _check("kafka", lambda: _kafka(settings)),
+        _check("topics", lambda: _topics(settings)),
+        _check("clickhouse", lambda: _clickhouse(settings)),
+        _check("tables", lambda: _tables(settings)),
+    ]
+
+
+def _check(name: str, look: Callable[[], str]) -> Check:
+    try:
+        return Check(name, True, look())
+    except KafkaException as error:
+        return Check(name, False, error.args[0].str())
+    except Exception as error:  # noqa: BLE001 - whatever is wrong is what the user asked for
+        return Check(name, False, str(error).splitlines()[0] if str(error) else type(error).__name__)
+
+
+def _metadata(settings: Settings) -> Any:
+    return AdminClient({"log_level": 0, **settings.kafka.client()}).list_topics(timeout=KAFKA_TIMEOUT_S)
+
+
+def _kafka(settings: Settings) -> str:
+    found = _metadata(settings)
+    return f"{settings.kafka.bootstrap_servers}: cluster {found.cluster_id}, {len(found.brokers)} broker(s)"
+
+
+def _topics(settings: Settings) -> str:
+    found = _metadata(settings).topics
+    missing = [name for name in settings.kafka.topics.all() if name not in found]
+    if missing:
+        raise ValueError(f"missing: {', '.join(missing)} - `tailrace topics` creates them")
+    return f"{settings.kafka.topics.samples} has {len(found[settings.kafka.topics.samples].partitions)} partitions"
+
+
+def _clickhouse(settings: Settings) -> str:
+    with connect(settings.clickhouse) as client:
+        return f"{settings.clickhouse.url}: version {client.server_version}"
+
+
+def _tables(settings: Settings) -> str:
+    with connect(settings.clickhouse) as client:
+        missing = pending(client, settings.clickhouse)
+    if missing:
+        raise ValueError(f"not applied: {', '.join(missing)} - `tailrace migrate` applies them")
+    return f"database {settings.clickhouse.database} is up to date"
+
+
+def status_rows(settings: Settings) -> list[tuple[str, Any]]:
+    """(figure, value) of everything that is counted.
+
+    Raises:
+        clickhouse_connect's and urllib3's errors: ClickHouse does not answer.
+    """
+    lag = LagReader(settings.kafka)
+    try:
+        with connect(settings.clickhouse) as client:
+            found = read_overview(client, lag)
+    finally:
+        lag.close()
+    rows: list[tuple[str, Any]] = [
+        ("lag_records", None if found.lag is None else found.lag.records),
+        ("newest_window_end", found.newest_window_end),
+        ("rows_last_hour", found.rows_last_hour),
+    ]
+    return rows + sorted(found.counters.items())

@@ -1,0 +1,302 @@
+"""The `tailrace` command. Data goes to stdout, everything else to stderr; exit codes: 0 ok, 1 failure, 2 usage."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, NoReturn, TypeVar
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from tailrace_flows.settings import Settings
+
+from tailrace_infra.logs import configure_logging
+from tailrace_infra.output import Format, write_rows
+from tailrace_infra.stack import CLICKHOUSE_PORT, Endpoints, running_endpoints
+
+__all__ = ["app", "run_app"]
+
+app = typer.Typer(
+    name="tailrace",
+    help="Real-time performance monitoring: samples in Kafka, exact windows, quantiles in ClickHouse.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+kafka_app = typer.Typer(help="A real Apache Kafka on loopback, for development.", no_args_is_help=True)
+app.add_typer(kafka_app, name="kafka")
+
+stderr = Console(stderr=True)
+Result = TypeVar("Result")
+
+DATA_DIR = Path("tailrace-data")
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="Directory of an embedded stack.", file_okay=False, show_default=False)
+]
+FormatOption = Annotated[Format, typer.Option("--format", "-f", help="How rows are printed.")]
+
+
+def fail(message: str) -> NoReturn:
+    """Ends the command with exit code 1 and one clear message."""
+    stderr.print(f"[red]tailrace:[/red] {message}", highlight=False, soft_wrap=True)
+    raise typer.Exit(1)
+
+
+def load_settings() -> Settings:
+    """Settings of `tailrace.toml` and the environment; a usage error names the key and what is allowed."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = [f"{'.'.join(str(part) for part in one['loc'])}: {one['msg']}" for one in error.errors()]
+        stderr.print("[red]tailrace:[/red] the settings (tailrace.toml, TAILRACE_*) are wrong:", highlight=False)
+        for line in lines:
+            stderr.print(f"  {line}", highlight=False, markup=False)
+    except (OSError, ValueError) as error:
+        stderr.print(f"[red]tailrace:[/red] the settings cannot be read: {error}", highlight=False)
+    raise typer.Exit(2)
+
+
+def endpoints_of(data_dir: Path | None) -> Endpoints | None:
+    """The stack that runs on the directory given, or on the default one where none is given."""
+    return running_endpoints(data_dir or DATA_DIR)
+
+
+def resolved_settings(data_dir: Path | None) -> Settings:
+    """Settings that point at the running stack of the directory where there is one."""
+    settings = load_settings()
+    found = endpoints_of(data_dir)
+    if found is not None:
+        return found.apply(settings)
+    if data_dir is not None:
+        fail(f"no stack runs on {data_dir}: start one with `tailrace up --data-dir {data_dir}`")
+    return settings
+
+
+@app.command()
+def up(
+    data_dir: Annotated[Path, typer.Option(help="Where everything is stored.", file_okay=False)] = DATA_DIR,
+    duration: Annotated[float | None, typer.Option(min=1, help="Seconds to run; default: until Ctrl-C.")] = None,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between collections of the host agent.")] = 5.0,
+    clickhouse_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of ClickHouse's HTTP interface; 0: any free one.")
+    ] = CLICKHOUSE_PORT,
+) -> None:
+    """Run everything on this machine: broker, ClickHouse, flow, host agent, live view.
+
+    Nothing but this package is needed. Ctrl-C stops it; what was read is stored.
+
+    Examples:
+
+        tailrace up
+
+        tailrace up --duration 60 --data-dir /tmp/demo
+    """
+    from tailrace_infra.up import run_up
+
+    run_up(load_settings(), data_dir, duration, interval, clickhouse_port, fail)
+
+
+@app.command()
+def run(
+    flow: Annotated[str, typer.Argument(help="Which flow: windows.")],
+    processes: Annotated[int, typer.Option(min=1, max=64, help="Bytewax processes on this host.")] = 1,
+    duration: Annotated[float | None, typer.Option(min=1, help="Seconds to run; default: until stopped.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Run a dataflow against Kafka and ClickHouse, with recovery. SIGTERM and Ctrl-C drain it within 5 s.
+
+    Examples:
+
+        tailrace run windows
+
+        TAILRACE_KAFKA__BOOTSTRAP_SERVERS=kafka:9092 tailrace run windows --processes 4
+    """
+    from tailrace_flows.runner import LockedError
+
+    from tailrace_infra.run import FlowError, run_windows
+
+    if flow != "windows":
+        raise typer.BadParameter(f"{flow!r} is no flow; there is: windows", param_hint="FLOW")
+    settings = resolved_settings(data_dir)
+    try:
+        run_windows(settings, processes, duration)
+    except (FlowError, LockedError) as error:
+        fail(str(error))
+
+
+@app.command()
+def agent(
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between collections.")] = 5.0,
+    service: Annotated[str, typer.Option(help="service.name of the host's metrics.")] = "host",
+    duration: Annotated[float | None, typer.Option(min=1, help="Seconds to run; default: until stopped.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Collect this host's metrics and push them to Kafka.
+
+    Examples:
+
+        tailrace agent --interval 1
+
+        TAILRACE_KAFKA__BOOTSTRAP_SERVERS=kafka:9092 tailrace agent
+    """
+    from tailrace_infra.agent import run_agent_process
+
+    run_agent_process(resolved_settings(data_dir), service, interval, duration)
+
+
+@app.command()
+def sql(
+    query: Annotated[str, typer.Argument(help="The query; - reads it from standard input.")],
+    data_dir: DataDir = None,
+    format: FormatOption = Format.TABLE,
+    write: Annotated[bool, typer.Option("--write", help="Allow statements that change something.")] = False,
+) -> None:
+    """Query ClickHouse: the server of the settings, or an embedded stack's, running or not.
+
+    Examples:
+
+        tailrace sql "SELECT metric, count, p99 FROM windows ORDER BY window_start DESC LIMIT 10"
+
+        tailrace sql --data-dir /tmp/demo --format json "SELECT * FROM counters"
+    """
+    from tailrace_infra.sql import SqlError, run_query
+
+    text = sys.stdin.read() if query == "-" else query
+    try:
+        columns, rows = run_query(
+            load_settings(), data_dir or DATA_DIR, text, explicit=data_dir is not None, write=write
+        )
+    except SqlError as error:
+        fail(str(error))
+    write_rows(columns, rows, format)
+
+
+@app.command()
+def migrate(data_dir: DataDir = None, format: FormatOption = Format.TABLE) -> None:
+    """Create or update ClickHouse's tables, views and functions. Idempotent.
+
+    Examples:
+
+        TAILRACE_CLICKHOUSE__URL=http://clickhouse:8123 tailrace migrate
+    """
+    from tailrace_sinks.clickhouse import connect
+    from tailrace_sinks.migrate import migrate as apply
+
+    settings = resolved_settings(data_dir)
+    try:
+        with connect(settings.clickhouse) as client:
+            applied = apply(client, settings.clickhouse)
+    except Exception as error:  # noqa: BLE001 - clickhouse-connect and urllib3 raise many kinds; the user needs the text
+        fail(f"{settings.clickhouse.url}: {error}")
+    write_rows(["migration", "state"], [[name, "applied"] for name in applied] or [["all", "up to date"]], format)
+
+
+@app.command()
+def topics(data_dir: DataDir = None, format: FormatOption = Format.TABLE) -> None:
+    """Create Kafka's topics where they are missing; say how existing ones differ from what Tailrace wants.
+
+    Examples:
+
+        TAILRACE_KAFKA__BOOTSTRAP_SERVERS=kafka:9092 TAILRACE_KAFKA__PARTITIONS=48 tailrace topics
+    """
+    from tailrace_infra.topics import TopicsError, ensure_topics
+
+    kafka = resolved_settings(data_dir).kafka
+    try:
+        states = ensure_topics(kafka.client(), kafka.topics, kafka.partitions, kafka.replication_factor)
+    except TopicsError as error:
+        fail(str(error))
+    rows = [[one.name, one.state, one.partitions, "; ".join(one.differences)] for one in states]
+    write_rows(["topic", "state", "partitions", "differences"], rows, format)
+
+
+@app.command()
+def check(data_dir: DataDir = None, format: FormatOption = Format.TABLE) -> None:
+    """Check the settings, Kafka, its topics, ClickHouse and its tables. Exit code 1 if anything is wrong.
+
+    Examples:
+
+        tailrace check
+    """
+    from tailrace_infra.check import run_checks
+
+    results = run_checks(resolved_settings(data_dir))
+    write_rows(["check", "ok", "detail"], [[one.name, one.ok, one.detail] for one in results], format)
+    if not all(one.ok for one in results):
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(data_dir: DataDir = None, format: FormatOption = Format.TABLE) -> None:
+    """Show what is counted, late, missing or rejected, and how far the flow is behind.
+
+    Examples:
+
+        tailrace status --format json
+    """
+    from tailrace_infra.check import status_rows
+
+    try:
+        rows = status_rows(resolved_settings(data_dir))
+    except Exception as error:  # noqa: BLE001 - clickhouse-connect and urllib3 raise many kinds; the user needs the text
+        fail(f"ClickHouse does not answer: {error}")
+    write_rows(["figure", "value"], rows, format)
+
+
+@kafka_app.command("start")
+def kafka_start(
+    data_dir: Annotated[Path, typer.Option(help="Where it stores its data.")] = Path("tailrace-data/kafka"),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0: any free one.")] = 9092,
+) -> None:
+    """Start Kafka 4 (KRaft) on 127.0.0.1 from Maven Central's jars, or KAFKA_HOME. Needs Java 17.
+
+    Examples:
+
+        tailrace kafka start
+
+        tailrace kafka start --port 0 --data-dir /tmp/kafka
+    """
+    from tailrace_infra.kafka import start
+
+    running = _kafka(lambda: start(data_dir, port, progress=lambda text: stderr.print(text, highlight=False)))
+    typer.echo(running.bootstrap_servers)
+
+
+@kafka_app.command("stop")
+def kafka_stop(
+    data_dir: Annotated[Path, typer.Option(help="Where it stores its data.")] = Path("tailrace-data/kafka"),
+) -> None:
+    """Stop the Kafka that `tailrace kafka start` started.
+
+    Examples:
+
+        tailrace kafka stop
+    """
+    from tailrace_infra.kafka import stop
+
+    if not _kafka(lambda: stop(data_dir)):
+        fail(f"no Kafka runs on {data_dir}")
+
+
+def _kafka(action: Callable[[], Result]) -> Result:
+    from tailrace_infra.kafka import KafkaServerError
+
+    try:
+        return action()
+    except KafkaServerError as error:
+        fail(str(error))
+
+
+def run_app() -> None:
+    """The command, with logging set up."""
+    from tailrace_infra import replay_command
+
+    configure_logging()
+    replay_command.register(app)
+    app()
+
+
+if __name__ == "__main__":
+    run_app()

@@ -1,0 +1,20 @@
+"""The `tailrace` command's first step: says what to install where only the base package is."""
+
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Runs the command."""
+    try:
+        from tailrace_infra.cli import run_app
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("tailrace"):
+            raise
+        sys.stderr.write(
+            f"tailrace: the command needs the package {error.name}, which the base install leaves out: "
+            "pip install 'tailrace[embedded]' (or [flows], without ClickHouse)\n"
+        )
+        sys.exit(1)
+    run_app()

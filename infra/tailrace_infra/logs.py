@@ -1,0 +1,35 @@
+"""Logging of every Tailrace process: one line an event, on stderr."""
+
+import logging
+import os
+import sys
+
+import structlog
+
+__all__ = ["configure_logging"]
+
+
+def configure_logging(level: str | None = None) -> None:
+    """Standard logging through structlog: coloured on a terminal, logfmt elsewhere. `TAILRACE_LOG` sets the level."""
+    chosen = (level or os.environ.get("TAILRACE_LOG", "INFO")).upper()
+    renderer = (
+        structlog.dev.ConsoleRenderer(pad_event_to=0)
+        if sys.stderr.isatty()
+        else structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "logger", "event"])
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            foreign_pre_chain=[
+                structlog.stdlib.add_log_level,
+                structlog.stdlib.add_logger_name,
+                structlog.processors.TimeStamper(fmt="iso", utc=True),
+                structlog.processors.format_exc_info,
+            ],
+        )
+    )
+    logging.basicConfig(level=chosen, handlers=[handler], force=True)
+    # librdkafka reports every reconnect; what matters of it reaches the flow as an error.
+    logging.getLogger("tailrace.librdkafka").setLevel(logging.ERROR)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)

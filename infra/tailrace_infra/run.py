@@ -1,0 +1,142 @@
+"""Flow processes: one, or a Bytewax cluster of several on this host.
+
+`python -m tailrace_infra.run` is one such process, started by `tailrace run` and `tailrace up`; its settings come
+from the environment, so that no secret stands in an argument list.
+"""
+
+import argparse
+import logging
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from tailrace_flows import runner
+from tailrace_flows.core.partition import PoisonedError
+from tailrace_flows.settings import Settings
+from tailrace_flows.windows import build_flow
+
+from tailrace_infra.child import Child, announce_ready, exit_with_parent, start_child
+from tailrace_infra.logs import configure_logging
+
+__all__ = ["FlowError", "run_windows"]
+
+log = logging.getLogger(__name__)
+
+STOP_TIMEOUT_S = 8.0
+
+
+class FlowError(Exception):
+    """The flow ended by itself: the message says why, for people."""
+
+
+def run_windows(settings: Settings, processes: int = 1, duration_s: float | None = None) -> None:
+    """Runs the window flow until SIGTERM, SIGINT or `duration_s`. Main thread only.
+
+    Raises:
+        LockedError: another instance uses the recovery directory.
+        FlowError: the flow failed.
+    """
+    with runner.lock(settings.recovery.directory):
+        if processes == 1:
+            _run_here(settings, 0, None, duration_s)
+        else:
+            _run_cluster(processes, duration_s)
+
+
+def _run_here(settings: Settings, process: int, addresses: list[str] | None, duration_s: float | None) -> None:
+    try:
+        runner.run(settings, build_flow, process=process, addresses=addresses, duration_s=duration_s)
+    except Exception as error:
+        raise FlowError(explain(error, settings)) from error
+
+
+def explain(error: BaseException, settings: Settings) -> str:
+    """The root of a chain of errors, in a sentence that says what to do where that is known."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    root = next((one for one in chain if isinstance(one, PoisonedError)), chain[-1])
+    text = str(root) or type(root).__name__
+    if "UNKNOWN_TOPIC" in text:
+        text += f" - `tailrace topics` creates the topics on {settings.kafka.bootstrap_servers}"
+    elif "_TRANSPORT" in text or "timed out" in text.lower():
+        text += f" - is Kafka at {settings.kafka.bootstrap_servers}?"
+    return text
+
+
+def _run_cluster(processes: int, duration_s: float | None) -> None:
+    """Starts the processes, waits for the end of any, and stops the others: a cluster lives and dies as one."""
+    addresses = ",".join(f"127.0.0.1:{port}" for port in _free_ports(processes))
+    duration = [] if duration_s is None else ["--duration", str(duration_s)]
+    woken, waker = socket.socketpair()
+    waker.setblocking(False)
+    previous_wakeup = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+    previous = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    children: list[Child] = []
+    try:
+        for process in range(processes):
+            arguments = ["--process", str(process), "--addresses", addresses, *duration]
+            children.append(start_child("tailrace_infra.run", *arguments))
+        with selectors.DefaultSelector() as selector:
+            selector.register(woken, selectors.EVENT_READ)
+            for child in children:
+                assert child.process.stdout is not None
+                selector.register(child.process.stdout, selectors.EVENT_READ)  # readable when it ends
+            selector.select()
+        for child in children:
+            child.process.terminate()
+        # Not stop(), which would send a second SIGTERM: while an interpreter ends, that kills it.
+        codes = [_code(child) for child in children]
+        if any(codes):
+            raise FlowError(f"a process of the cluster failed (exit codes {codes}); its log is above")
+    finally:
+        for child in children:
+            child.stop()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(previous_wakeup)
+        woken.close()
+        waker.close()
+
+
+def _code(child: Child) -> int:
+    try:
+        return child.process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return child.stop(0)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def main() -> None:
+    """One flow process."""
+    parser = argparse.ArgumentParser(prog="python -m tailrace_infra.run", description=main.__doc__)
+    parser.add_argument("--process", type=int, default=0)
+    parser.add_argument("--addresses", default="")
+    parser.add_argument("--duration", type=float)
+    options = parser.parse_args()
+    configure_logging()
+    exit_with_parent()
+    settings = Settings()
+    announce_ready(recovery=str(Path(settings.recovery.directory).resolve()))
+    try:
+        if options.addresses:
+            _run_here(settings, options.process, options.addresses.split(","), options.duration)
+        else:
+            run_windows(settings, duration_s=options.duration)
+    except (FlowError, runner.LockedError) as error:
+        log.error("%s", error)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""The embedded stack: a broker, ClickHouse, the flow and the agent, each its own process on loopback.
+
+They know each other by a bootstrap address and a URL only, exactly as in production. `DIR/run.json` says where they
+listen while they run, so that other commands on the same data directory find them.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tailrace_flows import runner
+from tailrace_flows.settings import Settings
+from tailrace_sinks.clickhouse import connect
+from tailrace_sinks.migrate import migrate
+
+from tailrace_infra.child import Child, start_child
+from tailrace_infra.topics import ensure_topics
+
+__all__ = ["Endpoints", "Stack", "embedded_stack", "running_endpoints"]
+
+log = logging.getLogger(__name__)
+
+CLICKHOUSE_PORT = 18123
+FLOW_STOP_S = 8.0
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """Where a running embedded stack listens."""
+
+    bootstrap_servers: str
+    clickhouse_url: str
+    pid: int
+
+    def environment(self) -> dict[str, str]:
+        """The settings that point a process at this stack."""
+        return {
+            "TAILRACE_KAFKA__BOOTSTRAP_SERVERS": self.bootstrap_servers,
+            "TAILRACE_CLICKHOUSE__URL": self.clickhouse_url,
+        }
+
+    def apply(self, settings: Settings) -> Settings:
+        """The settings of a client of this stack."""
+        return settings.model_copy(
+            update={
+                "kafka": settings.kafka.model_copy(update={"bootstrap_servers": self.bootstrap_servers}),
+                "clickhouse": settings.clickhouse.model_copy(update={"url": self.clickhouse_url}),
+            }
+        )
+
+
+def running_endpoints(data_dir: Path) -> Endpoints | None:
+    """The endpoints of the stack that runs on this directory, if one does."""
+    try:
+        found = Endpoints(**json.loads((data_dir / "run.json").read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    try:
+        os.kill(found.pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return found
+
+
+class Stack:
+    """A running embedded stack; made by `embedded_stack`."""
+
+    def __init__(self, endpoints: Endpoints, settings: Settings, data_dir: Path) -> None:
+        self.endpoints = endpoints
+        self.settings = settings
+        self.data_dir = data_dir
+        self.children: dict[str, Child] = {}
+
+    def start(self, name: str, module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> Child:
+        """Starts a process of the stack; its log goes to `DIR/logs/NAME.log`.
+
+        Raises:
+            ChildError: it ended before it was ready; quotes its log.
+        """
+        path = self.data_dir / "logs" / f"{name}.log"
+        child = start_child(
+            module, *arguments, log=path, environment={**self.endpoints.environment(), **(environment or {})}
+        )
+        self.children[name] = child
+        return child
+
+    def stop(self, name: str, timeout_s: float = 10.0) -> int | None:
+        """Stops a process; its exit code, or None if it was not running."""
+        child = self.children.pop(name, None)
+        return None if child is None else child.stop(timeout_s)
+
+    def failed(self) -> str | None:
+        """The name of a process that has ended by itself."""
+        return next((name for name, child in self.children.items() if child.process.poll() is not None), None)
+
+    def log_tail(self, name: str) -> str:
+        """The last lines of a process' log."""
+        lines = (self.data_dir / "logs" / f"{name}.log").read_text(errors="replace").splitlines()
+        return "\n".join(lines[-5:])
+
+
+@contextmanager
+def embedded_stack(
+    settings: Settings,
+    data_dir: Path,
+    *,
+    clickhouse_port: int = CLICKHOUSE_PORT,
+    flow: bool = True,
+    say: Callable[[str], None] = log.info,
+) -> Iterator[Stack]:
+    """Runs the stack while the context lasts; afterwards nothing of it is left running.
+
+    The flow drains first, so that what was read is stored; then ClickHouse and the broker stop.
+
+    Raises:
+        LockedError: another stack uses the directory.
+        ChildError: a part did not come up; quotes its log.
+    """
+    (data_dir / "logs").mkdir(parents=True, exist_ok=True, mode=0o700)
+    with runner.lock(data_dir / "stack"):
+        broker = start_child("tailrace_infra.broker", log=data_dir / "logs" / "broker.log")
+        try:
+            say("ClickHouse (chDB) is opening its directory ...")
+            clickhouse = start_child(
+                "tailrace_infra.clickhouse",
+                "--data-dir", str(data_dir / "clickhouse"), "--port", str(clickhouse_port),
+                log=data_dir / "logs" / "clickhouse.log", timeout_s=60.0,
+            )  # fmt: skip
+        except BaseException:
+            broker.stop()
+            raise
+        url = f"http://127.0.0.1:{clickhouse.ready['port']}"
+        endpoints = Endpoints(broker.ready["bootstrap_servers"], url, os.getpid())
+        stack = Stack(endpoints, endpoints.apply(settings), data_dir)
+        stack.children |= {"broker": broker, "clickhouse": clickhouse}
+        run_file = data_dir / "run.json"
+        try:
+            ensure_topics(stack.settings.kafka.client(), stack.settings.kafka.topics)
+            with connect(stack.settings.clickhouse) as client:
+                migrate(client, stack.settings.clickhouse)
+            if flow:
+                say("the flow is starting ...")
+                recovery = {
+                    "TAILRACE_RECOVERY__DIRECTORY": str(data_dir / "recovery"),
+                    # The embedded broker keeps 5 MB a partition: too little to read open windows from it again.
+                    "TAILRACE_RECOVERY__CONTENTS": "snapshot",
+                }
+                stack.start("flow", "tailrace_infra.run", environment=recovery)
+            run_file.write_text(json.dumps(asdict(endpoints)))
+            yield stack
+        finally:
+            run_file.unlink(missing_ok=True)
+            stack.stop("agent")
+            stack.stop("flow", FLOW_STOP_S)
+            stack.stop("clickhouse")
+            stack.stop("broker")

@@ -1,0 +1,182 @@
+"""`tailrace up`: the embedded stack, the agent on this host, and the live view."""
+
+import logging
+import selectors
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from clickhouse_connect.driver.exceptions import ClickHouseError
+from rich.console import Console
+from rich.live import Live
+from tailrace_flows.runner import LockedError
+from tailrace_flows.settings import Settings
+from tailrace_schemas.clock import monotonic_s
+from tailrace_sinks.clickhouse import connect
+from urllib3.exceptions import HTTPError
+
+from tailrace_infra.child import ChildError
+from tailrace_infra.live import line, screen
+from tailrace_infra.overview import LagReader, Overview, read_overview
+from tailrace_infra.stack import Stack, embedded_stack
+from tailrace_infra.topics import TopicsError
+
+__all__ = ["run_up"]
+
+log = logging.getLogger(__name__)
+
+SCREEN_S = 2.0
+LINE_S = 10.0
+CATCH_UP_S = 10.0
+
+
+class _InterruptedError(Exception):
+    """SIGINT or SIGTERM came."""
+
+
+class Signals:
+    """SIGINT and SIGTERM, while the context lasts: waits end at once, nothing else is interrupted."""
+
+    def __enter__(self) -> "Signals":
+        self._woken, self._waker = socket.socketpair()
+        self._waker.setblocking(False)
+        self._wakeup = signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+        self._previous = {one: signal.signal(one, self._note) for one in (signal.SIGINT, signal.SIGTERM)}
+        self.came = False
+        return self
+
+    def _note(self, *_: object) -> None:
+        self.came = True
+
+    def wait(self, seconds: float) -> None:
+        """Returns after `seconds`.
+
+        Raises:
+            _InterruptedError: a signal has come, before or meanwhile.
+        """
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._woken, selectors.EVENT_READ)
+            if not self.came:
+                selector.select(max(0.0, seconds))
+        if self.came:
+            raise _InterruptedError
+
+    def __exit__(self, *_: object) -> None:
+        for one, handler in self._previous.items():
+            signal.signal(one, handler)
+        signal.set_wakeup_fd(self._wakeup)
+        self._woken.close()
+        self._waker.close()
+
+
+def run_up(
+    settings: Settings,
+    data_dir: Path,
+    duration_s: float | None,
+    interval_s: float,
+    clickhouse_port: int,
+    fail: Callable[[str], NoReturn],
+) -> None:
+    """Runs until Ctrl-C, SIGTERM or `duration_s`; then everything that was collected is stored.
+
+    `fail` ends the command with a message.
+    """
+    console = Console(stderr=True)
+
+    with Signals() as signals:
+
+        def say(text: str) -> None:
+            # Between the steps of starting up a signal is noticed here.
+            if signals.came:
+                raise _InterruptedError
+            console.print(text, style="dim", highlight=False, soft_wrap=True)
+
+        try:
+            with embedded_stack(settings, data_dir, clickhouse_port=clickhouse_port, say=say) as stack:
+                stack.start("agent", "tailrace_infra.agent", "--interval", str(interval_s))
+                say(f"Kafka's protocol is on {stack.endpoints.bootstrap_servers}")
+                say(f"ClickHouse's HTTP interface is on {stack.endpoints.clickhouse_url}")
+                query = "SELECT metric, count, p99 FROM windows LIMIT 10"
+                say(f'try: tailrace sql --data-dir {data_dir} "{query}"')
+                _watch(stack, signals, duration_s, console)
+                console.print("stopping: storing what was collected ...", style="dim")
+                _finish(stack)
+        except (LockedError, ChildError, TopicsError, _PartFailedError) as error:
+            fail(str(error))
+        except _InterruptedError:
+            console.print("stopped before everything was up", style="dim")
+
+
+class _PartFailedError(Exception):
+    """A process of the stack ended by itself."""
+
+
+def _watch(stack: Stack, signals: Signals, duration_s: float | None, console: Console) -> None:
+    """Shows what goes on until it is time to end."""
+    until_s = None if duration_s is None else monotonic_s() + duration_s
+    period_s = SCREEN_S if console.is_terminal else LINE_S
+    with _figures(stack) as read, Live(console=console, auto_refresh=False, transient=False) as live:
+        last: tuple[float, int] | None = None
+        while until_s is None or monotonic_s() < until_s:
+            remaining_s = period_s if until_s is None else min(period_s, until_s - monotonic_s())
+            try:
+                signals.wait(remaining_s)
+            except _InterruptedError:
+                return
+            failed = stack.failed()
+            if failed is not None:
+                raise _PartFailedError(f"{failed} has ended by itself; its log says:\n{stack.log_tail(failed)}")
+            overview = read()
+            if overview is None:
+                continue
+            now_s, samples = monotonic_s(), overview.counters.get("samples", 0)
+            rate = (samples - last[1]) / (now_s - last[0]) if last else 0.0
+            last = now_s, samples
+            if console.is_terminal:
+                live.update(screen(overview, rate, stack.endpoints.clickhouse_url), refresh=True)
+            else:
+                log.info("%s", line(overview, rate))
+
+
+@contextmanager
+def _figures(stack: Stack) -> Iterator[Callable[[], Overview | None]]:
+    """A function that reads the figures; None while ClickHouse is busy or away."""
+    lag = LagReader(stack.settings.kafka)
+    try:
+        with connect(stack.settings.clickhouse) as client:
+
+            def read() -> Overview | None:
+                try:
+                    return read_overview(client, lag)
+                except (ClickHouseError, HTTPError, OSError) as error:
+                    log.warning("no figures: %s", str(error).splitlines()[0])
+                    return None
+
+            yield read
+    finally:
+        lag.close()
+
+
+def _finish(stack: Stack) -> None:
+    """Stops the agent, waits until the flow has read everything, and drains it."""
+    stack.stop("agent")
+    lag = LagReader(stack.settings.kafka)
+    try:
+        with Signals() as signals:
+            until_s = monotonic_s() + CATCH_UP_S
+            while monotonic_s() < until_s:
+                left = lag.read()
+                if left is None or left.records == 0 or stack.failed():
+                    break
+                signals.wait(0.2)
+    except _InterruptedError:
+        log.warning("stopping at once")
+    finally:
+        lag.close()
+    code = stack.stop("flow", 8.0)
+    if code:
+        sys.stderr.write(stack.log_tail("flow") + "\n")

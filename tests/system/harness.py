@@ -1,0 +1,92 @@
+"""The window flow as a process of its own, on a broker and a ClickHouse of the test's."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Producer
+from tailrace_flows.settings import Settings
+from tailrace_infra.child import Child, start_child
+from tailrace_infra.topics import ensure_topics
+from tailrace_sinks.clickhouse import connect
+from tailrace_sinks.migrate import migrate
+
+from tests.infra.waiting import eventually
+
+
+@dataclass
+class Bench:
+    """What a test of the flow needs."""
+
+    settings: Settings
+    clickhouse: Any
+    """A clickhouse-connect client."""
+    directory: Path
+    environment: dict[str, str]
+
+    def start_flow(self, **more: str) -> Child:
+        return start_child(
+            "tailrace_infra.run", log=self.directory / "flow.log", environment={**self.environment, **more}
+        )
+
+    def producer(self) -> Producer:
+        return Producer(
+            {
+                **self.settings.kafka.client(),
+                "enable.idempotence": True,
+                "partitioner": "murmur2_random",
+                "linger.ms": 1,
+                "log_level": 0,
+            }
+        )
+
+    def send(self, producer: Producer, messages: list[tuple[str, bytes]]) -> None:
+        for service, value in messages:
+            producer.produce(self.settings.kafka.topics.samples, value, service.encode())
+            producer.poll(0)
+        assert producer.flush(30) == 0
+
+    def counters(self) -> dict[str, int]:
+        rows = self.clickhouse.query("SELECT name, sum(value) FROM counters GROUP BY name").result_rows
+        return {name: int(value) for name, value in rows}
+
+    def await_ended(self, streams: int, timeout_s: float = 60.0) -> None:
+        """Until so many streams have ended and their rows are stored."""
+        eventually(lambda: self.counters().get("ended", 0) >= streams, timeout_s)
+
+
+@contextmanager
+def clickhouse_process(directory: Path) -> Iterator[str]:
+    """The URL of an embedded ClickHouse."""
+    pytest.importorskip("chdb")
+    child = start_child("tailrace_infra.clickhouse", "--data-dir", str(directory), "--port", "0", timeout_s=60.0)
+    try:
+        yield f"http://127.0.0.1:{child.ready['port']}"
+    finally:
+        child.stop()
+
+
+@contextmanager
+def bench(bootstrap_servers: str, clickhouse_url: str, directory: Path, prefix: str, contents: str) -> Iterator[Bench]:
+    """Topics and tables of their own, by `prefix`."""
+    environment = {
+        "TAILRACE_KAFKA__BOOTSTRAP_SERVERS": bootstrap_servers,
+        "TAILRACE_KAFKA__TOPIC_PREFIX": prefix,
+        "TAILRACE_KAFKA__GROUP_ID": prefix,
+        "TAILRACE_CLICKHOUSE__URL": clickhouse_url,
+        "TAILRACE_CLICKHOUSE__DATABASE": prefix,
+        "TAILRACE_RECOVERY__DIRECTORY": str(directory / "recovery"),
+        "TAILRACE_RECOVERY__CONTENTS": contents,
+        "TAILRACE_RECOVERY__EPOCH_S": "0.2",
+    }
+    settings = Settings(
+        kafka={"bootstrap_servers": bootstrap_servers, "topic_prefix": prefix, "group_id": prefix},
+        clickhouse={"url": clickhouse_url, "database": prefix},
+    )
+    ensure_topics(settings.kafka.client(), settings.kafka.topics, 4)
+    with connect(settings.clickhouse) as client:
+        migrate(client, settings.clickhouse)
+        yield Bench(settings, client, directory, environment)
