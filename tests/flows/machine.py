@@ -173,6 +173,7 @@ class Machine:
                 continue
             for block in output.blocks:
                 check_batch(block.rows, WINDOW_ROWS)
+                assert len(set(block.rows["series_id"].to_pylist())) == block.rows.num_rows
                 for row in block.rows.to_pylist():
                     assert (row["service"], row["stream"]) == (block.service, block.stream)
                     self._write_row(block.window_seconds, row)

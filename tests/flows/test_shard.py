@@ -5,7 +5,8 @@ from tailrace_flows.core.config import WindowConfig
 from tailrace_flows.core.counters import Count
 from tailrace_schemas.samples import Series
 
-from tests.flows.machine import START_US, Machine, S
+from tests.flows.machine import START_US, Machine, S, check
+from tests.flows.oracle import expect
 from tests.flows.writing import CONFIG, TOTAL, Writer, run, versions
 
 DAY_S = 24 * 3600
@@ -108,3 +109,75 @@ def test_the_series_limit_lets_the_same_samples_through_after_a_crash(hold: bool
     }  # fmt: skip
     totals = {name: value for (*_, name), value in machine.counters.items()}
     assert totals == {Count.SAMPLES: 6, Count.SERIES_LIMIT: 6}
+
+
+# -- corrections and restarts ----------------------------------------------------------------------------
+
+
+def test_a_correction_that_waited_when_the_flow_died_is_emitted_though_nothing_more_comes() -> None:
+    for hold in (True, False):
+        w = Writer()
+        log = [w.batch((1, 1.0)), w.batch((30, 1.0)), w.batch((5, 2.0))]
+        machine = Machine([log], CONFIG, hold=hold)
+        machine.read_all(1)
+        machine.commit()
+        machine.crash()
+        machine.read_all()
+        machine.wait(1.1)
+        machine.commit()
+        assert versions(machine, 10, 0) == [1, 2], hold
+
+
+def test_corrections_outlive_a_crash_and_the_forgetting_of_unused_series() -> None:
+    table = tuple(Series("m", "distribution", "", (("n", f"{number:03d}"),)) for number in range(200))
+    w = Writer()
+    log = [
+        w.rows(table, *[(row, 1.0, 1.0) for row in range(200)]),
+        w.rows(table, (150, 70.0, 1.0), (151, 70.0, 1.0)),
+        w.rows(table, (150, 100.0, 1.0)),
+        w.rows(table, (151, 71.0, 2.0), (199, 72.0, 3.0)),  # late
+        w.rows(table[150:152], (0, 125.0, 1.0)),  # retires the first minute
+        w.rows(table[150:152], (0, 300.0, 1.0)),
+    ]
+    for hold in (True, False):
+        machine = Machine([log], CONFIG, hold=hold)
+        for _ in range(4):
+            machine.poll(0, 1)
+        machine.commit()
+        machine.crash()
+        machine.read_all(1)
+        machine.finish()
+        check(machine, expect([log], CONFIG))
+
+
+def test_a_correction_while_another_partition_is_replayed_is_a_whole_row() -> None:
+    old, new = Writer(), Writer()
+    new.sequence = 100
+    machine = Machine([[old.batch((1, 1.0), (2, 1.0)), old.batch((30, 1.0))], []], CONFIG)
+    machine.read_all()
+    machine.wait(2)
+    machine.commit()
+    machine.crash()
+    # The topic grew: a late sample comes from partition 1 before partition 0 has been replayed.
+    machine.append([[], [new.batch((3, 1.0))]])
+    machine.poll(1, 1)
+    machine.wait(2)
+    machine.finish()
+    assert [row["count"] for key, row in machine.rows.items() if key.start_s * S == START_US] == [3, 4]
+
+
+def test_what_waits_for_a_replay_is_kept_when_the_windows_move_into_the_snapshots() -> None:
+    w = Writer()
+    log = [w.batch((1, 1.0)), w.batch((2, 1.0)), w.batch((30, 1.0)), w.batch((5, 2.0)), w.batch((6, 2.0))]
+    machine = Machine([log], CONFIG, hold=True)
+    machine.read_all(1)
+    machine.commit()
+    machine.crash()
+    machine.hold = False
+    machine.crash()
+    for _ in range(5):  # killed again and again while the correction is replayed
+        machine.poll(0, 1)
+        machine.commit()
+        machine.crash()
+    machine.finish()
+    check(machine, expect([log], CONFIG))

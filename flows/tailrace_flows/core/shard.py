@@ -67,10 +67,13 @@ class Shard:
         self._counters = Counters(scope, totals)
         self._counters_due_us = now_us
         self._dirty_due_us: int | None = None
+        """When corrections are due that wait."""
         self._streams: dict[tuple[str, str], _Stream] = {
             (service, stream): _Stream(WindowTable(service, stream, config, table), now_us, dict(idle))
             for (service, stream), (table, idle) in streams.items()
         }
+        if any(entry.table.dirty for entry in self._streams.values()):
+            self._dirty_due_us = now_us + DIRTY_US
 
     def on_items(self, items: Iterable[Chunk | Mark], now_us: int) -> Output:
         """Takes what the source brought, in order; returns the rows that are due."""

@@ -89,11 +89,13 @@ class WindowTable:
             self._minutes[start] = Window(closed=closed)
         # Rows of windows that were closed before a restart are out; replayed samples do not make them dirty.
         self._settled_us = state.closed_until_us
-        self._unsettled = state.dirty if state.windows is None else set()
-        if state.windows is not None:
-            for length, start in state.dirty:
-                window = self._windows[start] if length == config.window_us else self._minutes[start]
-                window.dirty.append(np.arange(len(self._series.series), dtype=np.int32))
+        self._unsettled = state.dirty
+        """But for these, (length, start), whose rows are not what they should be."""
+        every = np.arange(len(self._series.series), dtype=np.int32)
+        for length, start in state.dirty:
+            window = (self._windows if length == config.window_us else self._minutes).get(start)
+            if window is not None:
+                window.dirty = [every]
 
     # -- samples in ---------------------------------------------------------------------------------
 
@@ -165,9 +167,15 @@ class WindowTable:
         config = self.config
 
         def mark(window: Window, length: int, at: int) -> None:
-            settled = replayed and at + length <= self._settled_us and (length, at) not in self._unsettled
-            if window.closed and not settled:
-                window.dirty.append(slots)
+            if not window.closed:
+                return
+            if at + length <= self._settled_us:
+                if not replayed:
+                    # The row will lack what another partition has still to replay, which must then make it whole.
+                    self._unsettled.add((length, at))
+                elif (length, at) not in self._unsettled:
+                    return
+            window.dirty.append(slots)
 
         mark(self._windows[start], config.window_us, start)
         minute_start = start - start % config.rollup_us
@@ -314,7 +322,7 @@ class WindowTable:
             window.keep(used)
         slot_of = np.cumsum(used) - 1
         for minute in self._minutes.values():
-            minute.dirty = [slot_of[slots].astype(np.int32) for slots in minute.dirty]
+            minute.dirty = [slot_of[slots[used[slots]]].astype(np.int32) for slots in minute.dirty]
         self._series.keep(used)
 
     # -- recovery -----------------------------------------------------------------------------------
@@ -337,7 +345,6 @@ class WindowTable:
             for window in self._windows.values():
                 window.fold(self._series.kinds, self.config.scale)
                 window.sketch()
-            state.dirty = dirty
             state.series = self._series.series
             state.windows = self._windows
             state.minutes = {start: minute.closed for start, minute in self._minutes.items()}

@@ -166,7 +166,7 @@ class Window:
             for keys, counts in self.runs
         ]
         self.points = [(slot_of[slots], time_us, value) for slots, time_us, value in self.points]
-        self.dirty = [slot_of[slots] for slots in self.dirty]
+        self.dirty = [slot_of[slots[used[slots]]] for slots in self.dirty]
 
 
 def merge_windows(windows: list[Window]) -> Window:
