@@ -11,12 +11,18 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+from clickhouse_connect.driver.exceptions import ClickHouseError
 from tailrace_flows import runner
 from tailrace_flows.core.partition import PoisonedError
 from tailrace_flows.settings import Settings
 from tailrace_flows.windows import build_flow
+from tailrace_schemas import clock
+from tailrace_sinks.clickhouse import connect
+from tailrace_sinks.rollup import rollup
+from urllib3.exceptions import HTTPError
 
 from tailrace_infra.child import Child, announce_ready, exit_with_parent, start_child
 from tailrace_infra.logs import configure_logging
@@ -26,6 +32,7 @@ __all__ = ["FlowError", "run_windows"]
 log = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S = 8.0
+ROLLUP_S = 300
 
 
 class FlowError(Exception):
@@ -47,10 +54,25 @@ def run_windows(settings: Settings, processes: int = 1, duration_s: float | None
 
 
 def _run_here(settings: Settings, process: int, addresses: list[str] | None, duration_s: float | None) -> None:
+    if process == 0:
+        threading.Thread(target=_roll_up, args=(settings,), name="rollup", daemon=True).start()
     try:
         runner.run(settings, build_flow, process=process, addresses=addresses, duration_s=duration_s)
     except Exception as error:
         raise FlowError(explain(error, settings)) from error
+
+
+def _roll_up(settings: Settings) -> None:
+    """Hours and days out of minutes, for as long as the process runs. Interrupted anywhere, the next run makes up."""
+    never = threading.Event()
+    while not never.wait(ROLLUP_S):
+        try:
+            with connect(settings.clickhouse) as client:
+                merged = rollup(client, clock.now_us())
+        except (ClickHouseError, HTTPError, OSError) as error:
+            log.warning("rollup: again in %d s: %s", ROLLUP_S, str(error).splitlines()[0])
+        else:
+            log.info("rollup: %d hours and days", merged)
 
 
 def explain(error: BaseException, settings: Settings) -> str:

@@ -23,6 +23,7 @@ __all__ = ["UNKNOWN_US", "Arrival", "Chunk", "Mark", "Refusal", "batch_maxima", 
 
 Ints = NDArray[np.int64]
 
+COUNTERS: Final = frozenset({"counter", "cumulative"})
 UNKNOWN_US: Final = -(1 << 62)
 """Earlier than any time: no watermark yet."""
 
@@ -130,7 +131,7 @@ def build_chunk(
         and np.isfinite(total)
         and time_us.min() >= MIN_TIME_US
         and time_us.max() <= min(least_limit, MAX_TIME_US)
-        and (value.min() >= 0 or not _has_counters(first.table))
+        and (first.table.kinds.isdisjoint(COUNTERS) or value.min() >= 0)
     )
     if fine:
         return chunk, []
@@ -147,10 +148,6 @@ def batch_maxima(chunk: Chunk) -> Ints:
     return maxima
 
 
-def _has_counters(table: SeriesTable) -> bool:
-    return any(series.kind in ("counter", "cumulative") for series in table.series)
-
-
 def _sift(chunk: Chunk, arrivals: list[Arrival], max_future_us: int) -> tuple[Chunk, list[Refusal]]:
     """Takes out the samples that cannot be used, the first reason that holds for each."""
     batch_of = np.repeat(np.arange(len(arrivals)), chunk.lengths)
@@ -158,7 +155,7 @@ def _sift(chunk: Chunk, arrivals: list[Arrival], max_future_us: int) -> tuple[Ch
     limits_us = [min(max(a.record_time_us + max_future_us, MIN_TIME_US - 1), MAX_TIME_US) for a in arrivals]
     limits = np.array(limits_us, np.int64)[batch_of]
     known = chunk.series_index < len(chunk.table.series)
-    counter_rows = np.array([s.kind in ("counter", "cumulative") for s in chunk.table.series] or [False])
+    counter_rows = np.array([s.kind in COUNTERS for s in chunk.table.series] or [False])
     is_counter = counter_rows[np.where(known, chunk.series_index, 0)]
     checks: Iterable[tuple[Reason, NDArray[np.bool_], str]] = (
         (Reason.BAD_INDEX, ~known, f"series_index beyond the table's {len(chunk.table.series)} series"),

@@ -147,7 +147,7 @@ class Shard:
             (Count.SERIES_LIMIT, added.beyond_series_limit),
         ):
             self._counters.add(chunk.service, chunk.stream, name, value)
-        if not chunk.replayed and any(series.kind == "event" for series in chunk.table.series):
+        if not chunk.replayed and "event" in chunk.table.kinds:
             occurred = _events(chunk, added.taken)
             if occurred is not None:
                 events.append(occurred)
