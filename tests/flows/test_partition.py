@@ -1,10 +1,13 @@
 """A partition: what it passes on, what it holds back for a replay, and what it forgets."""
 
+import pickle
+
 import pytest
 from tailrace_flows.core.counters import Count
+from tailrace_schemas.samples import KINDS, Series
 
 from tests.flows.machine import START_US, Machine, S, check
-from tests.flows.oracle import DAY_US, expect
+from tests.flows.oracle import DAY_US, Entry, expect
 from tests.flows.writing import CONFIG, Writer, idle
 
 SAMPLES = ("shard 55", "cart", "", Count.SAMPLES)
@@ -182,3 +185,57 @@ def test_an_interrupted_backfill_may_go_on_within_an_hour_and_is_then_forgotten(
     machine.commit()
     assert len(machine.committed[1]["55"]) < full - 500
     assert machine.partitions[0].held == 2
+
+
+# -- what is held back -----------------------------------------------------------------------------------
+
+
+def footprint(machine: Machine) -> int:
+    """Bytes that the partitions and shards keep in memory, about."""
+    return len(pickle.dumps((machine.partitions, machine.shards)))
+
+
+@pytest.mark.parametrize("hold", [True, False], ids=["replay", "snapshot"])
+def test_a_long_stream_is_held_back_and_remembered_for_its_lateness_only(hold: bool) -> None:
+    kinds = [Series(kind, kind) for kind in KINDS]
+    machine = Machine([[]], CONFIG, hold=hold)
+    sizes = []
+    w, backfill, others, second = Writer(), Writer(stream="old"), [Writer(f"other {n}") for n in range(3)], 0.0
+    for round_ in range(300):
+        new = Series("new", "gauge", "", (("round", str(round_)),))
+        rows = [(row, second + 0.1 * row, 1.0) for row in range(len(kinds))]
+        # Some samples are late, and one series is never seen again.
+        rows += [(5, second, 1.0), (0, second - 65, 1.0), (0, second - 80, 1.0)]
+        log: list[Entry] = [w.rows((*kinds, new), *rows), others[round_ % 3].batch((second, 1.0))]
+        if round_ < 50:
+            log.append(backfill.batch((round_, 1.0), end=round_ == 49))
+        machine.append([log])
+        machine.read_all()
+        machine.wait(5)
+        machine.commit()
+        if round_ == 150:
+            machine.crash()
+            machine.read_all()
+        second += 5
+        if round_ >= 50:
+            # A minute, its lateness, the disorder, and 15 s between an other's batches; rounds of 5 s with 2 records.
+            rounds = (60 + 60 + 2 + 15) / 5 + 2
+            assert machine.partitions[0].next_offset - machine.partitions[0].held <= 2 * rounds
+        if round_ >= 80:
+            sizes.append(footprint(machine))
+    assert max(sizes[-70:]) < 1.1 * max(sizes[:70])
+
+
+def test_an_idle_partition_gathers_nothing_while_it_holds_an_interrupted_backfill() -> None:
+    machine = Machine([[Writer(stream="old").batch((1, 1.0))]], CONFIG)
+    sizes = []
+    for _ in range(1000):
+        machine.poll(0, 1)
+        machine.wait(1)
+        machine.commit()
+        sizes.append(footprint(machine))
+    assert machine.partitions[0].held == 0
+    assert max(sizes[500:]) <= max(sizes[:100])
+    idle(machine, 3600)
+    machine.commit()
+    assert machine.partitions[0].held == 1

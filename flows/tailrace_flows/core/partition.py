@@ -300,8 +300,9 @@ class Partition:
     def snapshot(self, now_us: int) -> bytes:
         """The state for recovery. Cost: what changed since the last one, and pickling what is before `held`."""
         segment = self._segment
-        segment.producers_after = {n: self._producers[n].copy() for n in segment.producers}
-        self._segments.append(segment)
+        if segment.newest_us or segment.producers:  # nothing else needs to be read again
+            segment.producers_after = {n: self._producers[n].copy() for n in segment.producers}
+            self._segments.append(segment)
         self._segment = _Segment(self.next_offset)
         while self._segments and (not self._hold or self._released(self._segments[0])):
             gone = self._segments.popleft()

@@ -131,20 +131,21 @@ class WindowTable:
         if int(starts.min()) + config.window_us + config.lateness_us > watermark_us and not chunk.replayed:
             return None
         minute_ends = starts - starts % config.rollup_us + config.rollup_us
-        retired = minute_ends + config.lateness_us <= self._retired_us
-        offsets = np.repeat(chunk.offsets, chunk.lengths)
+        late = minute_ends + config.lateness_us <= self._retired_us
         if chunk.replayed:
-            late = retired
-            for row, offset in enumerate(chunk.offsets):
-                refused = self._refused.get((chunk.partition, int(offset)))
-                if refused and chunk.lengths[row]:
-                    late |= (offsets == offset) & np.isin(starts, list(refused))
+            ends = np.cumsum(chunk.lengths).tolist()
+            for offset, begin, end in zip(chunk.offsets.tolist(), [0, *ends], ends, strict=False):
+                refused = self._refused.get((chunk.partition, offset))
+                if refused:
+                    late[begin:end] |= np.isin(starts[begin:end], list(refused))
             return late if late.any() else None
-        late = starts + config.window_us + config.lateness_us <= np.repeat(chunk.watermarks_us, chunk.lengths)
-        for offset in np.unique(offsets[late & ~retired]):
-            refused = set(starts[late & ~retired & (offsets == offset)].tolist())
-            self._refused.setdefault((chunk.partition, int(offset)), set()).update(refused)
-        late |= retired
+        refusable = ~late
+        late |= starts + config.window_us + config.lateness_us <= np.repeat(chunk.watermarks_us, chunk.lengths)
+        refusable &= late
+        if refusable.any():
+            offsets = np.repeat(chunk.offsets, chunk.lengths)
+            for offset, start in np.unique(np.stack([offsets, starts])[:, refusable], axis=1).T.tolist():
+                self._refused.setdefault((chunk.partition, offset), set()).add(start)
         return late if late.any() else None
 
     def _add_to(
@@ -300,11 +301,12 @@ class WindowTable:
                 window = self._windows.pop(start, None)
                 if window is not None:
                     self._baselines.absorb(window, self._series)
-        oldest = gone[-1] + config.rollup_us
         self._refused = {
-            place: kept for place, starts in self._refused.items() if (kept := {s for s in starts if s >= oldest})
+            place: kept
+            for place, starts in self._refused.items()
+            if (kept := {s for s in starts if config.retired_after_us(s) > self.watermark_us})
         }
-        self._unsettled = {(length, start) for length, start in self._unsettled if start >= oldest - config.rollup_us}
+        self._unsettled = {one for one in self._unsettled if config.retired_after_us(one[1]) > self.watermark_us}
         self._baselines.expire(self.watermark_us - config.lateness_us - config.rollup_us)
         self._forget_series()
 
