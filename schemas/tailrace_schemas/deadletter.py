@@ -28,8 +28,9 @@ class DeadLetter(NamedTuple):
 
 
 def encode_dead_letter(letter: DeadLetter) -> bytes:
-    """The message."""
-    return DEAD_LETTER.encode(letter._asdict())
+    """The message. A timestamp beyond 64 bits of microseconds, which only a made-up record has, becomes the nearest."""
+    record_time_us = min(max(letter.record_time_us, -(1 << 63)), (1 << 63) - 1)
+    return DEAD_LETTER.encode(letter._asdict() | {"record_time_us": record_time_us})
 
 
 def decode_dead_letter(message: bytes) -> DeadLetter:

@@ -217,11 +217,12 @@ def test_a_long_stream_is_held_back_and_remembered_for_its_lateness_only(hold: b
             machine.crash()
             machine.read_all()
         second += 5
-        if round_ >= 50:
+        if round_ >= 80:
             # A minute, its lateness, the disorder, and 15 s between an other's batches; rounds of 5 s with 2 records.
             rounds = (60 + 60 + 2 + 15) / 5 + 2
+            if 150 <= round_ < 200:  # what was replayed at one go is released at one go
+                rounds *= 2
             assert machine.partitions[0].next_offset - machine.partitions[0].held <= 2 * rounds
-        if round_ >= 80:
             sizes.append(footprint(machine))
     assert max(sizes[-70:]) < 1.1 * max(sizes[:70])
 

@@ -44,6 +44,13 @@ def test_a_letter_is_read_as_it_was_written(letter: DeadLetter) -> None:
     assert decode_dead_letter(encode_dead_letter(letter)) == letter
 
 
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_a_record_from_beyond_all_time_can_be_a_dead_letter(sign: int) -> None:
+    """A record's timestamp is its producer's word: 64 bits of milliseconds."""
+    letter = DeadLetter("t", 0, 0, sign * (1 << 63) * 1000, "", Reason.MALFORMED, "", 0, 0, b"")
+    assert abs(decode_dead_letter(encode_dead_letter(letter)).record_time_us) >= (1 << 63) - 1
+
+
 def test_a_payload_is_carried_to_its_last_byte() -> None:
     payload = bytes(range(256)) * (MAX_PAYLOAD_BYTES // 256)
     letter = DeadLetter("t", 0, 0, 0, "", Reason.MALFORMED, "", 0, len(payload), payload)
