@@ -4,11 +4,14 @@ import pickle
 
 import pytest
 from tailrace_flows.core.counters import Count
+from tailrace_flows.core.partition import Partition, PoisonedError
+from tailrace_flows.core.shard import Shard
 from tailrace_schemas.samples import KINDS, Series
 
 from tests.flows.machine import START_US, Machine, S, check
-from tests.flows.oracle import DAY_US, Entry, expect
-from tests.flows.writing import CONFIG, Writer, idle
+from tests.flows.oracle import DAY_US, Entry, Garbage, expect
+from tests.flows.strategies import GARBAGE
+from tests.flows.writing import CONFIG, LATENCY, Writer, idle
 
 SAMPLES = ("shard 55", "cart", "", Count.SAMPLES)
 LATE = ("shard 55", "cart", "", Count.LATE)
@@ -240,3 +243,133 @@ def test_an_idle_partition_gathers_nothing_while_it_holds_an_interrupted_backfil
     idle(machine, 3600)
     machine.commit()
     assert machine.partitions[0].held == 1
+
+
+# -- records of any kind ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("record_us", [(2**63 - 1) * 1000, -(2**63) * 1000, -1000, 0])
+def test_a_record_may_have_any_timestamp(record_us: int) -> None:
+    w = Writer()
+    log = [
+        w.batch((1, 1.0))._replace(record_time_us=record_us),
+        w.batch((2, 1.0), (3, float("nan")))._replace(record_time_us=record_us),
+        w.batch((4, 1.0)),
+    ]
+    for hold in (True, False):
+        machine = Machine([log], CONFIG, hold=hold)
+        machine.poll(0, 3)
+        machine.commit()
+        machine.finish()
+        check(machine, expect([log], CONFIG))
+
+
+def test_a_leap_of_a_sequence_is_counted_in_full_and_remembered_in_part() -> None:
+    w = Writer()
+    leap = 1 << 39
+    sequences = [0, leap, leap - 1, leap - 1024, leap - 1025, leap, 1, leap + 2, leap - 1, leap + 1]
+    log = [w.batch((1, 1.0))._replace(sequence=sequence) for sequence in sequences]
+    machine = Machine([log], CONFIG)
+    machine.finish()
+    counts = {name: total for (scope, *_, name), total in machine.counters.items() if scope == "partition 0"}
+    assert counts == {
+        Count.MISSING_BATCHES: leap - 1 + 1,
+        Count.RECOVERED_BATCHES: 3,  # of the last 1,024 that were skipped
+        Count.DUPLICATE_BATCHES: 4,
+        Count.DUPLICATE_SAMPLES: 4,
+    }
+
+
+def unreadable(count: int, at: int = 0) -> list[Entry]:
+    return [GARBAGE[(at + number) % len(GARBAGE)] for number in range(count)]
+
+
+def test_a_thousand_unreadable_records_in_a_row_stop_the_flow_and_fewer_do_not() -> None:
+    w = Writer()
+    log = [*unreadable(999), w.batch((1, 1.0)), *unreadable(999), w.batch((2, 1.0))]
+    machine = Machine([log], CONFIG)
+    machine.finish()
+    check(machine, expect([log], CONFIG))
+    machine.append([unreadable(1000)])
+    with pytest.raises(PoisonedError, match=r"samples\[0\]: 1000 of the last 3000 records up to offset 2999"):
+        machine.read_all()
+
+
+def test_more_than_half_unreadable_records_stop_the_flow() -> None:
+    w = Writer()
+    log: list[Entry] = []
+    for _ in range(6):
+        log += [*unreadable(900), *(w.batch() for _ in range(600))]
+    machine = Machine([log], CONFIG)
+    with pytest.raises(PoisonedError, match="5001 of the last"):
+        machine.read_all()
+
+
+def test_what_was_read_before_a_crash_poisons_nothing() -> None:
+    w = Writer()
+    machine = Machine([[w.batch((1, 1.0)), *unreadable(900)]], CONFIG)
+    machine.read_all()
+    machine.commit()
+    machine.crash()
+    machine.append([[*unreadable(900), w.batch((1, 1.0))]])
+    machine.finish()
+    assert len(machine.letters) == 1800
+
+
+def test_a_dead_letter_says_where_why_and_how_many_and_carries_the_record() -> None:
+    w = Writer()
+    bad = w.rows((LATENCY,), (0, 1.0, float("nan")), (1, 1.0, 1.0), (0, 1.0, 2.0), (0, 2.0, float("inf")))
+    text = b"x" * 70_000
+    machine = Machine([[w.batch((0, 1.0)), bad, Garbage(text, "unknown_schema", START_US)]], CONFIG)
+    machine.finish()
+    letters = [machine.letters[place] for place in sorted(machine.letters)]
+    assert [(one.offset, one.reason, one.samples, one.service) for one in letters] == [
+        (1, "bad_index", 1, "cart"),
+        (1, "not_finite", 2, "cart"),
+        (2, "unknown_schema", 0, ""),
+    ]
+    assert letters[0].payload == bad.encode()
+    assert letters[0].payload_bytes == len(bad.encode())
+    assert letters[0].detail == "1 of 4 samples: series_index beyond the table's 1 series"
+    assert (letters[2].payload_bytes, len(letters[2].payload)) == (70_000, 65_536)
+    assert all((one.topic, one.partition) == ("samples", 0) for one in letters)
+
+
+# -- other states than its own ---------------------------------------------------------------------------
+
+
+def partition(state: bytes | None, *, hold: bool = True, cluster_id: str = "one", start: int = 0) -> Partition:
+    return Partition(0, "samples", CONFIG, START_US, hold=hold, cluster_id=cluster_id, start=start, state=state)
+
+
+def state_after(records: int, *, hold: bool = True) -> bytes:
+    w = Writer()
+    machine = Machine([[w.batch((second, 1.0)) for second in range(records)]], CONFIG, hold=hold)
+    machine.read_all()
+    machine.commit()
+    (state,), _ = machine.committed
+    assert state is not None
+    return state
+
+
+def test_a_state_of_another_format_is_refused_with_what_to_do() -> None:
+    for build in (partition, lambda state: Shard(CONFIG, START_US, state)):
+        with pytest.raises(ValueError, match="has format 99, this Tailrace reads 1: drain"):
+            build(pickle.dumps((99, *[None] * 3)) if build is not partition else pickle.dumps((99, None)))
+
+
+def test_windows_that_are_in_the_snapshots_are_not_to_be_lost_by_a_setting() -> None:
+    with pytest.raises(ValueError, match="would lose the windows that are open"):
+        partition(state_after(5, hold=False), hold=True)
+
+
+def test_offsets_of_another_cluster_are_not_used() -> None:
+    found = partition(state_after(5), cluster_id="two", start=3)
+    assert (found.moved_from, found.next_offset, found.replaying) == ("one", 3, False)
+
+
+def test_a_topic_that_was_made_anew_is_read_from_its_start() -> None:
+    found = partition(state_after(5))
+    assert (found.next_offset, found.replaying) == (0, True)
+    found.restart_at(0)
+    assert (found.next_offset, found.replaying, found.moved_from) == (0, False, None)
