@@ -1,6 +1,7 @@
 """What the window flow may be told. Frozen, validated, with the defaults of docs/architecture.md."""
 
 from dataclasses import dataclass
+from math import inf
 
 from tailrace_flows.core.sketch import DEFAULT_SCALE, MAX_SCALE
 
@@ -32,10 +33,17 @@ class WindowConfig:
     """Raised by an operator to rebuild rows: every row of a higher generation beats those of a lower."""
 
     def __post_init__(self) -> None:
-        if self.window_seconds <= 0 or self.rollup_seconds % self.window_seconds:
-            raise ValueError(f"rollup_seconds {self.rollup_seconds} is no multiple of window_seconds")
-        if min(self.disorder_s, self.lateness_s, self.max_future_s) < 0 or self.idle_s <= 0:
-            raise ValueError("disorder_s, lateness_s and max_future_s must not be negative, idle_s must be positive")
+        if self.window_seconds <= 0:
+            raise ValueError(f"window_seconds {self.window_seconds} is not positive")
+        if self.rollup_seconds <= 0 or self.rollup_seconds % self.window_seconds:
+            raise ValueError(
+                f"rollup_seconds {self.rollup_seconds} is no multiple of window_seconds {self.window_seconds}"
+            )
+        for name in ("disorder_s", "lateness_s", "max_future_s"):
+            if not 0 <= getattr(self, name) < inf:
+                raise ValueError(f"{name} {getattr(self, name)} is not a time of 0 or more seconds")
+        if not 0 < self.idle_s < inf:
+            raise ValueError(f"idle_s {self.idle_s} is not a positive time")
         if self.max_future_s > self.lateness_s:
             raise ValueError(
                 f"max_future_s {self.max_future_s} exceeds lateness_s {self.lateness_s}: "
@@ -43,6 +51,8 @@ class WindowConfig:
             )
         if not 0 <= self.scale <= MAX_SCALE:
             raise ValueError(f"scale {self.scale} is not in 0..{MAX_SCALE}")
+        if self.max_series < 1:
+            raise ValueError(f"max_series {self.max_series} is not positive")
         if not 0 <= self.generation < 1 << 15:
             raise ValueError(f"generation {self.generation} is not in 0..{(1 << 15) - 1}")
 
