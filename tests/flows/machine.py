@@ -52,9 +52,13 @@ class Machine:
         self.low = low
         self.kept_from = [low] * len(logs)
         self.logs: list[list[Record]] = []
+        self.hidden = [0] * len(logs)
+        """Records at the end of each log that have not been sent yet."""
         self.append(logs)
         self.rows: dict[Key, dict[str, Any]] = {}
         self.counters: dict[tuple[str, str, str, str], int] = {}
+        self.last_counters: dict[tuple[str, str, str, str], int] = {}
+        """As they were last written, where `counters` keeps the greatest total."""
         self.events: dict[int, dict[str, Any]] = {}
         self.letters: dict[tuple[int, int, str], DeadLetter] = {}
         self.written: list[dict[str, Any]] = []
@@ -80,7 +84,8 @@ class Machine:
         partition = self.partitions[number]
         partition.gap(self.kept_from[number])
         at = partition.next_offset - self.low
-        found = self.logs[number][at : at + records]
+        sent = len(self.logs[number]) - self.hidden[number]
+        found = self.logs[number][at : min(at + records, sent)]
         letters: list[DeadLetter] = []
         if found:
             items, letters = partition.read(found, self.now_us)
@@ -99,6 +104,14 @@ class Machine:
                 self.shards[name] = Shard(self.config, self.now_us)
             self._emitted.append(self.shards[name].on_items(batch, self.now_us))
         return len(found)
+
+    def hide(self) -> None:
+        """None of the records has been sent yet."""
+        self.hidden = [len(log) for log in self.logs]
+
+    def send(self, number: int, records: int) -> None:
+        """The next records of a partition are sent."""
+        self.hidden[number] = max(0, self.hidden[number] - records)
 
     def delete_before(self, number: int, offset: int) -> None:
         """The broker deletes what is before this offset of a partition."""
@@ -143,6 +156,10 @@ class Machine:
 
     def finish(self, records: int = 1000) -> None:
         """Reads everything there is and drains."""
+        self.hidden = [0] * len(self.logs)
+        self.read_all(records)
+        self.wait(3)
+        self.drain()
         self.read_all(records)
         self.wait(3)
         self.drain()
@@ -184,6 +201,7 @@ class Machine:
                 check_batch(output.counters, COUNTERS)
                 for row in output.counters.to_pylist():
                     counter = (row["scope"], row["service"], row["stream"], row["name"])
+                    self.last_counters[counter] = row["value"]
                     self.counters[counter] = max(row["value"], self.counters.get(counter, 0))
 
     def _write_row(self, seconds: int, row: dict[str, Any]) -> None:

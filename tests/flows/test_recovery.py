@@ -1,17 +1,19 @@
 """The core as the dataflow drives it, against the oracle: any polls, any order, any crashes give the same rows."""
 
 import os
+from collections import defaultdict
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from tailrace_flows.core.config import WindowConfig
+from tailrace_flows.core.counters import Count
 from tailrace_schemas.topics import shard_of
 
-from tests.flows.machine import Machine, check
-from tests.flows.oracle import expect
-from tests.flows.strategies import SERVICES, logs
+from tests.flows.machine import START_US, Machine, S, check, check_row, check_rows
+from tests.flows.oracle import Batch, Entry, Sample, expect, rows_of
+from tests.flows.strategies import SERIES, SERVICES, logs
 
 slow = settings(
     max_examples=int(os.environ.get("TAILRACE_TEST_EXAMPLES", "60")),
@@ -67,3 +69,149 @@ def test_any_crashes_and_restarts_give_the_expected_rows_and_counters(
     event(f"crashes: {machine.crashes}")
     machine.finish(cut)
     check(machine, expect(records, config))
+
+
+# -- order -----------------------------------------------------------------------------------------------
+
+
+@st.composite
+def shuffled(draw: Any) -> tuple[list[list[Entry]], WindowConfig]:
+    """Samples that arrive as late as is allowed, but no later; some batches come twice."""
+    lateness_us = draw(st.sampled_from([20 * S, 60 * S]))
+    lags = st.sampled_from([0, 1, S, lateness_us // 2, lateness_us - 1, lateness_us])
+    times = st.integers(0, 200).map(lambda n: START_US + n * S) | st.sampled_from(
+        [START_US + n * 10 * S - d for n in (1, 6, 7) for d in (0, 1)]
+    )
+    values = st.floats(0, 1e6) | st.sampled_from([0.0, 1e-320, 1e300])
+    sent = draw(st.lists(st.tuples(times, lags, st.integers(0, len(SERIES) - 1), values), min_size=1, max_size=25))
+    arrivals = sorted((time_us + lag_us, time_us, row, value) for time_us, lag_us, row, value in sent)
+    log: list[Entry] = []
+    while arrivals:
+        size = draw(st.integers(1, 5))
+        # Samples of one batch are judged together: those that come with it are no later than its first.
+        first_us = arrivals[0][0]
+        batch = [one for one in arrivals[:size] if one[0] == first_us] or arrivals[:1]
+        arrivals = arrivals[len(batch) :]
+        samples = tuple((row, time_us, value) for _, time_us, row, value in batch)
+        log.append(Batch("cart", "", "p", len(log), SERIES, samples, first_us))
+    repeated = draw(st.lists(st.integers(0, len(log) - 1), max_size=5))
+    numbered = list(enumerate(log)) + [(after + draw(st.integers(1, 3)) - 0.5, log[after]) for after in repeated]
+    log = [entry for _, entry in sorted(numbered, key=lambda one: one[0])]
+    config = WindowConfig(lateness_s=lateness_us / S, max_future_s=draw(st.sampled_from([0, lateness_us / S])))
+    return [log], config
+
+
+@slow
+@given(shuffled(), st.integers(1, 30))
+def test_any_order_within_the_lateness_gives_the_rows_of_all_samples(case: Any, cut: int) -> None:
+    records, config = case
+    machine = Machine(records, config)
+    machine.finish(cut)
+    batches = {batch.sequence: batch for batch in records[0]}
+    samples = [
+        Sample("cart", "", SERIES[row], time_us, value)
+        for batch in batches.values()
+        for row, time_us, value in batch.samples
+    ]
+    check_rows(machine.rows, rows_of(samples, config), config)
+    assert machine.counters[("shard 55", "cart", "", Count.SAMPLES)] == len(samples)
+    twice = len(records[0]) - len(batches)
+    assert machine.counters.get(("partition 0", "cart", "", Count.DUPLICATE_BATCHES), 0) == twice
+    assert not {name for *_, name in machine.counters} & {Count.LATE, Count.MISSING_BATCHES}
+
+
+# -- silence ---------------------------------------------------------------------------------------------
+
+quiet_steps = st.one_of(
+    st.tuples(st.just("send"), st.integers(0, 1), st.integers(1, 6)),
+    st.tuples(st.just("poll"), st.integers(0, 1), st.integers(1, 9)),
+    st.tuples(st.just("quiet"), st.sampled_from([0.5, 11, 70, 200, 4000])),
+    st.tuples(st.just("commit")),
+    st.tuples(st.just("crash"), st.integers(0, 7)),
+    st.tuples(st.just("drain")),
+)
+
+
+def run_quietly(machine: Machine, plan: Any) -> None:
+    machine.hide()
+    for name, *arguments in plan:
+        if name == "quiet":
+            machine.wait(arguments[0])
+            machine.poll(0, 9)
+            machine.poll(1, 9)
+        else:
+            getattr(machine, name)(*arguments)
+    machine.finish()
+
+
+@pytest.mark.parametrize("hold", [True, False], ids=["replay", "snapshot"])
+@slow
+@given(records=logs(), plan=st.lists(quiet_steps, max_size=30))
+def test_every_sample_is_in_one_window_or_counted_by_one_reason_whatever_falls_silent(
+    hold: bool, records: Any, plan: Any
+) -> None:
+    config = WindowConfig(max_future_s=0.0)
+    machine = Machine(records, config, hold=hold, now_us=START_US + 60 * S)
+    run_quietly(machine, plan)
+    expected = expect(records, config)
+    # Silence makes samples late that were not by the streams' own clocks; nothing else changes.
+    found: dict[tuple[str, str, str, str], int] = defaultdict(int)
+    wanted: dict[tuple[str, str, str, str], int] = defaultdict(int)
+    for counters, sums in ((machine.last_counters, found), (expected.counters, wanted)):
+        for (scope, service, stream, name), total in counters.items():
+            both = "taken or late" if name in (Count.SAMPLES, Count.LATE) else name
+            sums[(scope, service, stream, both)] += total
+    assert found == wanted
+    assert len(machine.letters) == expected.letters
+    for (scope, service, stream, name), total in machine.last_counters.items():
+        if name == Count.SAMPLES:
+            for seconds in (config.window_seconds, config.rollup_seconds):
+                rows = [row for key, row in machine.rows.items() if key[:3] == (seconds, service, stream)]
+                assert sum(row["count"] for row in rows) == total, (scope, seconds)
+    for key, row in machine.rows.items():
+        assert row["count"] <= expected.rows[key].count
+        if key.series.kind != "cumulative" and row["count"] == expected.rows[key].count:
+            check_row(key, row, expected.rows[key], config)
+
+
+@slow
+@given(records=logs(), plan=st.lists(quiet_steps, max_size=30), hold=st.booleans())
+def test_silence_closes_windows_but_changes_no_row_while_nothing_is_late(records: Any, plan: Any, hold: bool) -> None:
+    config = WindowConfig(max_future_s=0.0, lateness_s=1e7)
+    machine = Machine(records, config, hold=hold, now_us=START_US + 60 * S)
+    run_quietly(machine, plan)
+    check(machine, expect(records, config))
+
+
+# -- several partitions of one service -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hold", [True, False], ids=["replay", "snapshot"])
+@slow
+@given(
+    records=logs(partitions=1, actions=("batch", "single")),
+    split=st.lists(st.integers(0, 2), min_size=1),
+    plan=st.lists(
+        st.one_of(
+            st.tuples(st.just("poll"), st.integers(0, 2), st.integers(1, 4)),
+            st.tuples(st.just("wait"), st.sampled_from([0.5, 2.5])),
+            st.tuples(st.just("commit")),
+            st.tuples(st.just("crash"), st.integers(0, 7)),
+        ),
+        max_size=30,
+    ),
+)
+def test_services_that_are_in_several_partitions_lose_nothing(hold: bool, records: Any, split: Any, plan: Any) -> None:
+    # All are read to their ends within the lateness, so nothing is late or retired, wherever a sample is.
+    config = WindowConfig(max_future_s=0.0, lateness_s=1e7)
+    spread: list[list[Entry]] = [[], [], []]
+    for number, entry in enumerate(records[0]):
+        spread[split[number % len(split)]].append(entry)
+    machine = Machine(spread, config, hold=hold)
+    for name, *arguments in plan:
+        getattr(machine, name)(*arguments)
+    machine.finish()
+    check_rows(machine.rows, expect(records, config).rows, config)
+    totals = [total for (*_, name), total in machine.counters.items() if name == Count.SAMPLES]
+    assert sum(totals) == len(expect(records, config).samples)
+    assert not {name for *_, name in machine.counters} & {Count.LATE, Count.DUPLICATE_BATCHES}
