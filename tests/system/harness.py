@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from tailrace_flows.settings import Settings
 from tailrace_infra.child import Child, start_child
 from tailrace_infra.topics import ensure_topics
+from tailrace_producers.replay import ReplayOptions, ReplayResult, replay
 from tailrace_sinks.clickhouse import connect
 from tailrace_sinks.migrate import migrate
 
@@ -52,6 +53,49 @@ class Bench:
     def counters(self) -> dict[str, int]:
         rows = self.clickhouse.query("SELECT name, sum(value) FROM counters GROUP BY name").result_rows
         return {name: int(value) for name, value in rows}
+
+    def replay(self, path: Path, stream: str, options: ReplayOptions, speed: float = 0.0) -> ReplayResult:
+        """The product's own replay, paced by what the flow has committed."""
+        return replay(
+            str(path),
+            bootstrap_servers=self.settings.kafka.bootstrap_servers,
+            options=options,
+            topics=self.settings.kafka.topics,
+            stream=stream,
+            speed=speed,
+            pace=True,
+            group=self.settings.kafka.group_id,
+        )
+
+    def await_stream(self, sent: ReplayResult, timeout_s: float = 60.0) -> None:
+        """Until a replay's rows are stored."""
+        ended = "SELECT count() FROM counters WHERE name = 'ended' AND stream = {stream:String}"
+        parameters = {"stream": sent.stream}
+        eventually(
+            lambda: self.clickhouse.query(ended, parameters=parameters).first_row[0] == len(sent.services), timeout_s
+        )
+
+    def read_topic(self, topic: str) -> list[Message]:
+        """Every record of a topic, partition by partition."""
+        consumer = Consumer({**self.settings.kafka.client(), "group.id": "reader", "log_level": 0})
+        try:
+            messages: list[Message] = []
+            for partition in consumer.list_topics(topic, 10).topics[topic].partitions:
+                low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), 10)
+                consumer.assign([TopicPartition(topic, partition, low)])
+                while low < high:
+                    found = consumer.consume(min(1_000, high - low), 10)
+                    assert found, f"{topic}[{partition}] cannot be read from {low}"
+                    assert all(message.error() is None for message in found)
+                    messages += found
+                    low = found[-1].offset() + 1
+            return messages
+        finally:
+            consumer.close()
+
+    def log(self) -> str:
+        """What the flow has said since the first start."""
+        return (self.directory / "flow.log").read_text()
 
     def await_ended(self, streams: int, timeout_s: float = 60.0) -> None:
         """Until so many streams have ended and their rows are stored."""
