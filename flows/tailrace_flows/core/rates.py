@@ -12,12 +12,12 @@ __all__ = ["increase", "rate"]
 
 
 def increase(points: Sequence[tuple[float, float]], start: float, end: float) -> float | None:
-    """The extrapolated increase over (start, end] of a cumulative counter; None with fewer than two points.
+    """The extrapolated increase over (start, end] of a cumulative counter; None without points at two times.
 
     Args:
         points: (time, value), ascending, all inside the range; times, `start` and `end` in seconds.
     """
-    if len(points) < 2:
+    if len(points) < 2 or points[0][0] == points[-1][0]:
         return None
     first_time, first_value = points[0]
     last_time, last_value = points[-1]

@@ -7,7 +7,13 @@ __all__ = ["sliding", "tumbling"]
 
 
 def tumbling(time: int, size: int, offset: int = 0) -> tuple[int, int]:
-    """The window of `size` that holds `time`; all in one unit."""
+    """The window of `size` that holds `time`; all in one unit.
+
+    Raises:
+        ValueError: the size is not positive.
+    """
+    if size <= 0:
+        raise ValueError(f"a window of {size}: it must be positive")
     start = time - (time - offset) % size
     return start, start + size
 
