@@ -18,6 +18,7 @@ from typing import Any
 from bytewax._bytewax import cli_main
 from bytewax.recovery import RecoveryConfig, init_db_dir
 from tailrace_schemas import clock
+from tailrace_sinks.kafka import StoppedError
 
 from tailrace_flows.settings import RecoverySettings, Settings
 
@@ -131,4 +132,15 @@ def run(
             logging.shutdown()
             os._exit(0)
     if failure:
-        raise failure[0]
+        given_up = _given_up(failure[0]) if stopped_at else None
+        if given_up is None:
+            raise failure[0]
+        log.warning("stopped before everything was durable; that is done again at the next start: %s", given_up)
+
+
+def _given_up(failure: BaseException) -> StoppedError | None:
+    """The write that gave up because of `hurry`, if that is why the flow failed: a stop like any other."""
+    cause: BaseException | None = failure
+    while cause is not None and not isinstance(cause, StoppedError):
+        cause = cause.__cause__ or cause.__context__
+    return cause

@@ -1,6 +1,8 @@
 """The window flow as a process of its own, on a broker and a ClickHouse of the test's."""
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +51,22 @@ class Bench:
             producer.produce(self.settings.kafka.topics.samples, value, service.encode())
             producer.poll(0)
         assert producer.flush(30) == 0
+
+    @contextmanager
+    def sending(self, messages: list[tuple[str, bytes]], over_s: float) -> Iterator[None]:
+        """Sends in the background, spread over time; at the end of the context all is sent."""
+
+        def send() -> None:
+            producer, pause = self.producer(), threading.Event()
+            step = max(1, len(messages) // 50)
+            for at in range(0, len(messages), step):
+                self.send(producer, messages[at : at + step])
+                pause.wait(over_s / 50)
+
+        with ThreadPoolExecutor(1) as pool:
+            sent = pool.submit(send)
+            yield
+            sent.result()
 
     def counters(self) -> dict[str, int]:
         rows = self.clickhouse.query("SELECT name, sum(value) FROM counters GROUP BY name").result_rows
@@ -102,11 +120,17 @@ class Bench:
         eventually(lambda: self.counters().get("ended", 0) >= streams, timeout_s)
 
 
+def start_clickhouse(directory: Path, port: int = 0) -> Child:
+    """An embedded ClickHouse that the caller stops."""
+    pytest.importorskip("chdb")
+    arguments = ("--data-dir", str(directory), "--port", str(port))
+    return start_child("tailrace_infra.clickhouse", *arguments, timeout_s=60.0)
+
+
 @contextmanager
 def clickhouse_process(directory: Path) -> Iterator[str]:
     """The URL of an embedded ClickHouse."""
-    pytest.importorskip("chdb")
-    child = start_child("tailrace_infra.clickhouse", "--data-dir", str(directory), "--port", "0", timeout_s=60.0)
+    child = start_clickhouse(directory)
     try:
         yield f"http://127.0.0.1:{child.ready['port']}"
     finally:
