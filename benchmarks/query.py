@@ -1,0 +1,190 @@
+"""Quantiles by SQL over 10 M window rows: 1,000 series, 10 s rows of 28 hours, 1 h rows and 1 d rows of 30 days.
+
+The rows are made in the server: log-normal latencies, 20 to 160 samples a window (65 buckets), 35,000 an hour (300
+buckets). Day rows come from the rollup. Queries go through HTTP, as a dashboard's do.
+"""
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.progress import track
+from tailrace_flows.settings import ClickHouseSettings
+from tailrace_infra.child import start_child
+from tailrace_schemas.clock import monotonic_s
+from tailrace_sinks.clickhouse import connect
+from tailrace_sinks.migrate import migrate
+from tailrace_sinks.rollup import rollup
+
+from benchmarks.common import say
+
+DATABASE = "tailrace_benchmark"
+START_S = 1_767_225_600  # 2026-01-01
+DAYS = 30
+CHUNK = 1_000_000  # rows of one INSERT
+
+# One series: its identity, how many samples a second, and the median of its latency.
+_SERIES = """
+    {series} AS series,
+    'http.server.request.duration' AS metric, concat('service-', toString(series % 50)) AS service,
+    cityHash64(series) AS series_id,
+    map('http.route', concat('/api/v1/resource/', toString(series)),
+        'http.request.method', ['GET', 'POST', 'PUT'][1 + series % 3]) AS attributes,
+    0.02 + cityHash64(series, 'median') % 1000 / 5000 AS median,
+    2 + cityHash64(series, 'rate') % 141 / 10 AS per_second
+"""
+
+_COLUMNS = """metric, service, series_id, attributes, kind, unit, stream, window_start, count, sum, min, max,
+    bucket_index, bucket_count, scale, version"""
+
+# Each sample of a short window is drawn.
+_INSERT_10S = f"""
+INSERT INTO rows_10s ({_COLUMNS})
+WITH {_SERIES.format(series="number % {series:UInt32}")},
+    arraySort(arrayMap(i -> median * exp(0.45 * randNormal(0, 1, i)), range(toUInt64(10 * per_second)))) AS samples,
+    arrayMap(sample -> tailrace_bucket_code(sample, 6), samples) AS codes,
+    arrayReduce('sumMap', arrayMap(code -> [code], codes), arrayMap(code -> [toUInt64(1)], codes)) AS sketch
+SELECT metric, service, series_id, attributes, 'distribution', 's', '',
+    toDateTime({{start:UInt32}} + 10 * intDiv(number, {{series:UInt32}}), 'UTC'),
+    length(samples), arraySum(samples), samples[1], samples[-1], sketch.1, sketch.2, 6, length(samples)
+FROM numbers({{from:UInt64}}, {{rows:UInt64}})
+"""
+
+# A long window has so many that each bucket's count is drawn.
+_INSERT_1H = f"""
+INSERT INTO rows_1h ({_COLUMNS})
+WITH {_SERIES.format(series="number % {series:UInt32}")},
+    0.45 * 64 / log(2) AS deviation,
+    arrayMap(i -> i - 4 * deviation, range(toUInt64(8 * deviation))) AS places,
+    arrayMap(place -> 3600 * per_second * exp(-pow(place / deviation, 2) / 2) / (2.5066 * deviation), places) AS expected,
+    arrayMap(n -> toInt64(round(n + sqrt(n) * randNormal(0, 1, n))), expected) AS drawn,
+    tailrace_bucket_code(median, 6) AS middle,
+    arrayFilter((code, n) -> n > 0, arrayMap(place -> middle + toInt32(place), places), drawn) AS codes,
+    arrayMap(n -> toUInt64(n), arrayFilter(n -> n > 0, drawn)) AS counts
+SELECT metric, service, series_id, attributes, 'distribution', 's', '',
+    toDateTime({{start:UInt32}} + 3600 * intDiv(number, {{series:UInt32}}), 'UTC'),
+    arraySum(counts) AS total, total * median, median / 6, median * 6, codes, counts, 6, total
+FROM numbers({{from:UInt64}}, {{rows:UInt64}})
+"""
+
+
+class Case(NamedTuple):
+    """A query and its goal."""
+
+    name: str
+    view: str
+    series: int
+    since_s: int
+    goal_s: float | None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rows", type=int, default=10_000_000, help="10 s rows (default: 10 M)")
+    parser.add_argument("--series", type=int, default=1_000)
+    parser.add_argument("--runs", type=int, default=20, help="of each query")
+    parser.add_argument("--url", help="a ClickHouse server to use instead of the embedded one")
+
+
+def run(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Fills a database of its own, measures, drops it."""
+    with _server(options.url) as url:
+        settings = ClickHouseSettings(url=url, database=DATABASE)
+        with connect(settings) as client:
+            client.command(f"DROP DATABASE IF EXISTS {DATABASE}", use_database=False)
+            migrate(client, settings)
+            try:
+                return _measure(client, options)
+            finally:
+                client.command(f"DROP DATABASE {DATABASE}", use_database=False)
+
+
+@contextmanager
+def _server(url: str | None) -> Iterator[str]:
+    if url:
+        yield url
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        log = Path(directory, "clickhouse.log")
+        child = start_child(
+            "tailrace_infra.clickhouse", "--data-dir", f"{directory}/data", "--port", "0", log=log, timeout_s=60.0
+        )
+        try:
+            yield f"http://127.0.0.1:{child.ready['port']}"
+        finally:
+            child.stop()
+
+
+def _measure(client: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
+    series, windows = options.series, options.rows // options.series
+    end_s = START_S + DAYS * 86_400
+    _fill(client, "10 s rows", _INSERT_10S, series, series * windows, end_s - 10 * windows)
+    _fill(client, "1 h rows", _INSERT_1H, series, series * DAYS * 24, START_S)
+    results = [_time_rollup(client, series, end_s)]
+    _settle(client)
+    everything_s = end_s - 10 * windows
+    cases = [
+        Case("p99, last hour", "windows", 1, end_s - 3_600, 0.1),
+        Case("p99, last hour", "windows", series, end_s - 3_600, 0.5),
+        Case("p99, 30 days", "windows_1h", 1, START_S, 0.1),
+        Case("p99, 30 days", "windows_1d", series, START_S, 0.5),
+        Case("p99, 30 days", "windows_1h", series, START_S, None),
+        Case("p99, all 10 s rows", "windows", series, everything_s, None),
+    ]
+    for case in cases:
+        results.append(_time(client, case, options.runs if case.goal_s else 3))
+    return results
+
+
+def _fill(client: Any, what: str, insert: str, series: int, rows: int, start_s: int) -> None:
+    say(f"making {rows:,} {what}")
+    for start in track(range(0, rows, CHUNK), description=what, transient=True):
+        client.command(
+            insert,
+            parameters={"series": series, "start": start_s, "from": start, "rows": min(CHUNK, rows - start)},
+        )
+
+
+def _settle(client: Any) -> None:
+    """Until the server merges no more, for at most two minutes."""
+    say("waiting for background merges")
+    deadline_s = monotonic_s() + 120
+    while monotonic_s() < deadline_s and client.command("SELECT count() FROM system.merges"):
+        client.command("SELECT sleep(1)")
+
+
+def _time_rollup(client: Any, series: int, end_s: int) -> dict[str, Any]:
+    say("rolling up 1 d rows")
+    seconds = _seconds(lambda: rollup(client, (end_s + 86_400) * 1_000_000))
+    rows = client.command("SELECT count() FROM rows_1h")
+    return {
+        "benchmark": "query", "query": "rollup of 30 days", "system": "rows_1h", "series": series, "rows": rows,
+        "seconds_p50": seconds, "seconds_p99": None, "goal_s": None,
+    }  # fmt: skip
+
+
+def _time(client: Any, case: Case, runs: int) -> dict[str, Any]:
+    only = "AND service = 'service-7' AND attributes['http.route'] = '/api/v1/resource/7'" if case.series == 1 else ""
+    where = f"metric = 'http.server.request.duration' AND window_start >= {case.since_s} {only}"
+    query = f"""
+        SELECT service, attributes['http.route'] AS route, sum(count),
+               tailrace_quantile(0.99, bucket_index, bucket_count, scale) AS p99
+        FROM {case.view} WHERE {where} GROUP BY service, route"""
+    found = client.query(query).row_count  # also warms the caches
+    if found != case.series:
+        raise RuntimeError(f"{case}: {found} series")
+    times = sorted(_seconds(lambda: client.query(query)) for _ in range(runs))
+    return {
+        "benchmark": "query", "query": case.name, "system": case.view, "series": case.series,
+        "rows": client.command(f"SELECT count() FROM {case.view} WHERE {where}"),
+        "seconds_p50": statistics.median(times), "seconds_p99": times[-1 - len(times) // 100], "goal_s": case.goal_s,
+    }  # fmt: skip
+
+
+def _seconds(action: Callable[[], Any]) -> float:
+    start_s = monotonic_s()
+    action()
+    return monotonic_s() - start_s
