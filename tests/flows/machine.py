@@ -6,6 +6,7 @@ together; a crash loses everything since, but for any part of what was emitted. 
 keeps them.
 """
 
+import pickle
 from collections import defaultdict
 from collections.abc import Sequence
 from fractions import Fraction
@@ -63,6 +64,7 @@ class Machine:
         self.letters: dict[tuple[int, int, str], DeadLetter] = {}
         self.written: list[dict[str, Any]] = []
         """Every row that was written, in order, with its Key as `key`."""
+        self.polls = 0
         self.crashes = 0
         self._emitted: list[Output | DeadLetter] = []
         self.committed: tuple[list[bytes | None], dict[str, bytes]] = ([None] * len(logs), {})
@@ -95,6 +97,9 @@ class Machine:
         counters = partition.counter_rows(self.now_us)
         if counters is not None:
             self._emitted.append(Output([], None, counters))
+        self.polls += 1
+        if self.polls % 2:  # as between processes
+            items = pickle.loads(pickle.dumps(items))
         by_shard: dict[str, list[Chunk | Mark]] = defaultdict(list)
         for shard, item in items:
             by_shard[shard].append(item)

@@ -280,6 +280,20 @@ def test_a_leap_of_a_sequence_is_counted_in_full_and_remembered_in_part() -> Non
     }
 
 
+def test_of_many_gaps_the_last_ones_can_still_be_filled() -> None:
+    w = Writer()
+    sequences = [*range(1, 3001, 2), 2998, 2998 - 2 * 1023, 2998 - 2 * 1024]
+    machine = Machine([[w.batch((1, 1.0))._replace(sequence=sequence) for sequence in sequences]], CONFIG)
+    machine.finish()
+    counts = {name: total for (scope, *_, name), total in machine.counters.items() if scope == "partition 0"}
+    assert counts == {
+        Count.MISSING_BATCHES: 1500,
+        Count.RECOVERED_BATCHES: 2,
+        Count.DUPLICATE_BATCHES: 1,
+        Count.DUPLICATE_SAMPLES: 1,
+    }
+
+
 def unreadable(count: int, at: int = 0) -> list[Entry]:
     return [GARBAGE[(at + number) % len(GARBAGE)] for number in range(count)]
 
@@ -303,6 +317,9 @@ def test_more_than_half_unreadable_records_stop_the_flow() -> None:
     machine = Machine([log], CONFIG)
     with pytest.raises(PoisonedError, match="5001 of the last"):
         machine.read_all()
+    # Two fifths are a bad day, however long it lasts.
+    calm = Machine([[entry for _ in range(30) for entry in (*unreadable(400), *[w.batch()] * 600)]], CONFIG)
+    calm.read_all()
 
 
 def test_what_was_read_before_a_crash_poisons_nothing() -> None:

@@ -1,13 +1,14 @@
 """A shard and its window tables: single cases, each told as a short log."""
 
+import numpy as np
 import pytest
 from tailrace_flows.core.config import WindowConfig
 from tailrace_flows.core.counters import Count
-from tailrace_schemas.samples import Series
+from tailrace_schemas.samples import KINDS, Series
 
 from tests.flows.machine import START_US, Machine, S, check
 from tests.flows.oracle import expect
-from tests.flows.writing import CONFIG, TOTAL, Writer, run, versions
+from tests.flows.writing import CONFIG, LATENCY, TOTAL, Writer, run, versions
 
 DAY_S = 24 * 3600
 
@@ -109,6 +110,44 @@ def test_the_series_limit_lets_the_same_samples_through_after_a_crash(hold: bool
     }  # fmt: skip
     totals = {name: value for (*_, name), value in machine.counters.items()}
     assert totals == {Count.SAMPLES: 6, Count.SERIES_LIMIT: 6}
+
+
+def test_a_counter_goes_on_from_points_that_were_only_replayed() -> None:
+    for hold in (True, False):
+        w = Writer()
+        log = [w.batch((1, 5.0), series=TOTAL), w.batch((70, 6.0), series=TOTAL), w.batch((75, 9.0), series=TOTAL)]
+        machine = Machine([log], CONFIG, hold=hold)
+        machine.read_all()
+        machine.wait(3)
+        machine.drain()
+        # All its windows are forgotten at once, without having been emitted since the restart.
+        machine.append([[w.batch((500, 11.0), series=TOTAL)]])
+        machine.finish()
+        increases = {key.start_s - START_US // S: row["increase"] for key, row in machine.rows.items()}
+        assert increases == {0: None, 70: 4.0, 60: 4.0, 500: 2.0, 480: 2.0}
+
+
+# -- size ------------------------------------------------------------------------------------------------
+
+
+def test_many_samples_at_once_are_the_same_as_many_polls() -> None:
+    rng = np.random.default_rng(1)
+    table = tuple(Series("m", kind, "", (("n", str(n)),)) for kind in KINDS for n in range(20))
+    w = Writer()
+    log = [
+        w.rows(table, *((int(row), 5 + second + 0.01 * row, float(row)) for row in rng.integers(0, 100, 10_000)))
+        for second in (0, 0, 1, 1, 2, 2, 11, 11)
+    ]
+    once, often = run(*log, records=100), run(*log, records=1)
+    assert once.rows.keys() == often.rows.keys()
+
+
+def test_tables_that_change_with_each_batch_are_forgotten() -> None:
+    w = Writer()
+    tables = [(LATENCY, Series("x", "gauge", "", (("n", str(n)),))) for n in range(2500)]
+    machine = Machine([[w.rows(table, (0, 0.001 * n, 1.0)) for n, table in enumerate(tables)]], CONFIG)
+    machine.finish()
+    assert [row["count"] for row in machine.rows.values()] == [2500, 2500]
 
 
 # -- corrections and restarts ----------------------------------------------------------------------------
