@@ -22,7 +22,7 @@ from tailrace_sinks.kafka import StoppedError
 
 from tailrace_flows.settings import RecoverySettings, Settings
 
-__all__ = ["LockedError", "lock", "prepare_recovery", "run"]
+__all__ = ["LockedError", "is_locked", "lock", "prepare_recovery", "run"]
 
 log = logging.getLogger(__name__)
 
@@ -33,17 +33,20 @@ GRACE_S = 3.0
 EXIT_S = 4.5
 """After a signal, the process is gone by then, whatever hangs: recovery makes that safe."""
 
+_LOCKED = "two flows on one state would count twice. Stop it, or give this one another recovery directory."
+
 
 class LockedError(Exception):
-    """Another instance uses the recovery directory."""
+    """Another instance uses the directory."""
 
 
 @contextmanager
-def lock(directory: Path) -> Iterator[None]:
-    """Holds the recovery directory for this process; the kernel frees it however the process ends.
+def lock(directory: Path, advice: str = _LOCKED) -> Iterator[None]:
+    """Holds the directory for this process; the kernel frees it however the process ends.
 
     Raises:
-        LockedError: another process holds it; names it.
+        LockedError: another process holds it; names it, and gives the advice.
+        OSError: the directory cannot be written.
     """
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = directory / "lock"
@@ -53,14 +56,23 @@ def lock(directory: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "unknown"
-            raise LockedError(
-                f"{directory} is in use by process {holder}: two flows on one state would count twice. "
-                "Stop it, or give this one another recovery directory."
-            ) from None
+            raise LockedError(f"{directory} is in use by process {holder}: {advice}") from None
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def is_locked(directory: Path) -> bool:
+    """Whether a process holds the directory's `lock` right now."""
+    try:
+        with (directory / "lock").open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def prepare_recovery(settings: RecoverySettings) -> RecoveryConfig:

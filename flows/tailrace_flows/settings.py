@@ -1,19 +1,16 @@
 """Settings: `tailrace.toml`, then `TAILRACE_*` variables (nested with `__`), then what the command line gives.
 
-Secrets come from variables, or from files named by `*_FILE` variables, and are never shown.
+Secrets come from variables, or from files named by `*_FILE` variables, and are never shown. Unknown keys are errors.
 """
 
 import os
+import re
+import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from tailrace_schemas.topics import Topics
 
 from tailrace_flows.core.config import WindowConfig
@@ -81,6 +78,11 @@ class WindowSettings(_Section):
     max_series: int = Field(200_000, ge=1)
     generation: int = Field(0, ge=0, lt=1 << 15)
 
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        self.config()  # raises, naming them, where two contradict each other
+        return self
+
     def config(self) -> WindowConfig:
         """The core's configuration.
 
@@ -100,11 +102,18 @@ class RecoverySettings(_Section):
 
 
 class Settings(BaseSettings):
-    """All of it."""
+    """All of it.
+
+    Raises:
+        ValueError: a key or variable that is none of these, a value that does not fit, or a file that is not TOML;
+            names it, and what is allowed.
+        OSError: a file of a secret cannot be read.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix="TAILRACE_",
         env_nested_delimiter="__",
+        # Other variables may be called TAILRACE_ANYTHING; the file's keys are checked where it is read.
         extra="ignore",
         frozen=True,
         hide_input_in_errors=True,
@@ -124,25 +133,87 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        path = Path(os.environ.get("TAILRACE_CONFIG", "tailrace.toml"))
-        return (
-            init_settings,
-            env_settings,
-            _FileSecrets(settings_cls),
-            TomlConfigSettingsSource(settings_cls, path),
-        )
+        return init_settings, _Environment(settings_cls, env_settings), _Toml(settings_cls)
 
 
-class _FileSecrets(PydanticBaseSettingsSource):
-    """`TAILRACE_KAFKA__PASSWORD_FILE=/run/secrets/x`: the password is what the file holds."""
+class _Source(PydanticBaseSettingsSource):
+    """One that gives all its values at once."""
 
     def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
         return None, field_name, False
 
+    def sections(self) -> dict[str, list[str]]:
+        """The sections and their keys."""
+        return {
+            name: list(field.annotation.model_fields)
+            for name, field in self.settings_cls.model_fields.items()
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        }
+
+
+class _Environment(_Source):
+    """`TAILRACE_KAFKA__GROUP_ID=x`, and `TAILRACE_KAFKA__PASSWORD_FILE=/run/secrets/x`: what that file holds."""
+
+    def __init__(self, settings_cls: type[BaseSettings], variables: PydanticBaseSettingsSource) -> None:
+        super().__init__(settings_cls)
+        self._variables = variables
+
     def __call__(self) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for section in ("kafka", "clickhouse"):
-            path = os.environ.get(f"TAILRACE_{section.upper()}__PASSWORD_FILE")
-            if path:
-                found[section] = {"password": Path(path).read_text().strip()}
+        found = self._variables()
+        for section, allowed in self.sections().items():
+            if not isinstance(values := found.get(section), dict):
+                continue
+            secret = values.pop("password_file", None) if "password" in allowed else None
+            if unknown := sorted(values.keys() - allowed):
+                raise ValueError(
+                    f"TAILRACE_{section.upper()}__{unknown[0].upper()}: there is no such setting; there are: "
+                    + ", ".join(f"TAILRACE_{section.upper()}__{key.upper()}" for key in allowed)
+                )
+            if secret and "password" not in values:
+                values["password"] = Path(secret).read_text().strip()
         return found
+
+
+class _Toml(_Source):
+    """`tailrace.toml` of the working directory where there is one, or the file that `TAILRACE_CONFIG` names."""
+
+    def __call__(self) -> dict[str, Any]:
+        named = os.environ.get("TAILRACE_CONFIG")
+        path = Path(named or "tailrace.toml")
+        try:
+            text = path.read_text()
+        except FileNotFoundError:
+            if named:
+                raise ValueError(f"TAILRACE_CONFIG names {path}, which does not exist") from None
+            return {}
+        try:
+            values = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"{path}: {error}") from None
+        sections = self.sections()
+        if unknown := sorted(values.keys() - sections.keys()):
+            raise ValueError(_unknown(path, text, "", unknown[0], list(sections)))
+        for section, found in values.items():
+            if not isinstance(found, dict):
+                raise ValueError(f"{path}{_line_of(text, '', section)}: {section} is a table: [{section}]")
+            if unknown := sorted(found.keys() - set(sections[section])):
+                raise ValueError(_unknown(path, text, section, unknown[0], sections[section]))
+        return values
+
+
+def _unknown(path: Path, text: str, section: str, key: str, allowed: list[str]) -> str:
+    name = f"{section}.{key}" if section else key
+    return f"{path}{_line_of(text, section, key)}: there is no setting {name!r}; allowed are: {', '.join(allowed)}"
+
+
+def _line_of(text: str, section: str, key: str) -> str:
+    """`:3`, the line of a key or of a table's head; empty where it is written in an unusual way."""
+    within = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if head := re.match(r"\s*\[\s*\"?([\w-]+)", line):
+            within = head[1]
+            if not section and within == key:
+                return f":{number}"
+        elif within == section and re.match(rf"\s*\"?{re.escape(key)}\"?\s*[=.]", line):
+            return f":{number}"
+    return ""

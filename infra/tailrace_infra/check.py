@@ -4,12 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from clickhouse_connect.driver.exceptions import ClickHouseError
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 from tailrace_flows.settings import Settings
 from tailrace_sinks.clickhouse import connect
 from tailrace_sinks.migrate import pending
+from urllib3.exceptions import HTTPError
 
+from tailrace_infra.errors import reason
 from tailrace_infra.overview import LagReader, read_overview
 
 __all__ = ["Check", "run_checks", "status_rows"]
@@ -29,7 +32,7 @@ class Check:
 def run_checks(settings: Settings) -> list[Check]:
     """Looks at everything a flow needs; nothing is changed."""
     return [
-        _check("windows", lambda: str(settings.windows.config())),
+        _check("settings", lambda: _settings(settings)),
         _check("kafka", lambda: _kafka(settings)),
         _check("topics", lambda: _topics(settings)),
         _check("clickhouse", lambda: _clickhouse(settings)),
@@ -40,10 +43,16 @@ def run_checks(settings: Settings) -> list[Check]:
 def _check(name: str, look: Callable[[], str]) -> Check:
     try:
         return Check(name, True, look())
-    except KafkaException as error:
-        return Check(name, False, error.args[0].str())
     except Exception as error:  # noqa: BLE001 - whatever is wrong is what the user asked for
-        return Check(name, False, str(error).splitlines()[0] if str(error) else type(error).__name__)
+        return Check(name, False, reason(error).splitlines()[0])
+
+
+def _settings(settings: Settings) -> str:
+    windows = settings.windows
+    return (
+        f"disorder {windows.disorder_s:g} s, lateness {windows.lateness_s:g} s, scale {windows.scale}, "
+        f"recovery in {settings.recovery.directory}"
+    )
 
 
 def _metadata(settings: Settings) -> Any:
@@ -51,7 +60,13 @@ def _metadata(settings: Settings) -> Any:
 
 
 def _kafka(settings: Settings) -> str:
-    found = _metadata(settings)
+    try:
+        found = _metadata(settings)
+    except KafkaException as error:
+        raise ValueError(
+            f"{settings.kafka.bootstrap_servers}: {reason(error)} - is it kafka.bootstrap_servers that is wrong? "
+            "`tailrace kafka start` runs a Kafka here, `tailrace up` everything"
+        ) from error
     return f"{settings.kafka.bootstrap_servers}: cluster {found.cluster_id}, {len(found.brokers)} broker(s)"
 
 
@@ -64,8 +79,13 @@ def _topics(settings: Settings) -> str:
 
 
 def _clickhouse(settings: Settings) -> str:
-    with connect(settings.clickhouse) as client:
-        return f"{settings.clickhouse.url}: version {client.server_version}"
+    try:
+        with connect(settings.clickhouse) as client:
+            return f"{settings.clickhouse.url}: version {client.server_version}"
+    except (ClickHouseError, HTTPError) as error:
+        raise ValueError(
+            f"{settings.clickhouse.url}: {reason(error)} - is it clickhouse.url that is wrong, or user and password?"
+        ) from error
 
 
 def _tables(settings: Settings) -> str:

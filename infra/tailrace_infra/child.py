@@ -116,6 +116,7 @@ def start_child(
     that Ctrl-C reaches the parent only, which then stops its children in the order it chooses.
     """
     stderr: IO[bytes] | None = log.open("ab") if log else None
+    began = stderr.tell() if stderr else 0
     try:
         process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
@@ -134,7 +135,8 @@ def start_child(
     except BaseException as error:  # Ctrl-C included: nothing that was started is left behind
         code = child.stop()
         if isinstance(error, ChildError):
-            tail = log.read_text(errors="replace")[-2000:].strip() if log else ""
+            # Only what this one wrote: the log may be older.
+            tail = log.read_bytes()[began:].decode(errors="replace")[-2000:].strip() if log else ""
             raise ChildError(f"{module}: {error} (exit code {code})" + (f"\n{tail}" if tail else "")) from None
         raise
     return child

@@ -2,17 +2,19 @@
 
 import sys
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, NoReturn, TypeVar
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.text import Text
 from tailrace_flows.settings import Settings
 
 from tailrace_infra.logs import configure_logging
 from tailrace_infra.output import Format, write_rows
-from tailrace_infra.stack import CLICKHOUSE_PORT, Endpoints, running_endpoints
+from tailrace_infra.stack import CLICKHOUSE_PORT, names_servers, running_endpoints
 
 __all__ = ["app", "run_app"]
 
@@ -38,9 +40,34 @@ DataDir = Annotated[
 FormatOption = Annotated[Format, typer.Option("--format", "-f", help="How rows are printed.")]
 
 
+def _show_version(wanted: bool) -> None:
+    if not wanted:
+        return
+    try:
+        number = version("tailrace")
+    except PackageNotFoundError:  # run from its sources
+        number = "(not installed)"
+    typer.echo(f"tailrace {number}")
+    raise typer.Exit
+
+
+@app.callback()
+def _main(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def complain(message: str) -> None:
+    """Prints a message on stderr, as it is."""
+    stderr.print(Text("tailrace: ", "red").append(message, "default"), soft_wrap=True)
+
+
 def fail(message: str) -> NoReturn:
     """Ends the command with exit code 1 and one clear message."""
-    stderr.print(f"[red]tailrace:[/red] {message}", highlight=False, soft_wrap=True)
+    complain(message)
     raise typer.Exit(1)
 
 
@@ -49,24 +76,23 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        lines = [f"{'.'.join(str(part) for part in one['loc'])}: {one['msg']}" for one in error.errors()]
-        stderr.print("[red]tailrace:[/red] the settings (tailrace.toml, TAILRACE_*) are wrong:", highlight=False)
-        for line in lines:
-            stderr.print(f"  {line}", highlight=False, markup=False)
+        wrong = [f"  {'.'.join(str(part) for part in one['loc'])}: {one['msg']}" for one in error.errors()]
+        complain("\n".join(["the settings (tailrace.toml, TAILRACE_*) are wrong:", *wrong]))
     except (OSError, ValueError) as error:
-        stderr.print(f"[red]tailrace:[/red] the settings cannot be read: {error}", highlight=False)
+        complain(f"the settings are wrong: {error}")
     raise typer.Exit(2)
 
 
-def endpoints_of(data_dir: Path | None) -> Endpoints | None:
-    """The stack that runs on the directory given, or on the default one where none is given."""
-    return running_endpoints(data_dir or DATA_DIR)
-
-
 def resolved_settings(data_dir: Path | None) -> Settings:
-    """Settings that point at the running stack of the directory where there is one."""
+    """Settings that point at the servers meant.
+
+    These are the stack that runs on the directory; without one given, the servers that the settings name; and where
+    they name none, the stack on the default directory, if one runs.
+    """
     settings = load_settings()
-    found = endpoints_of(data_dir)
+    if data_dir is None and names_servers(settings):
+        return settings
+    found = running_endpoints(data_dir or DATA_DIR)
     if found is not None:
         return found.apply(settings)
     if data_dir is not None:
@@ -103,7 +129,6 @@ def run(
     flow: Annotated[str, typer.Argument(help="Which flow: windows.")],
     processes: Annotated[int, typer.Option(min=1, max=64, help="Bytewax processes on this host.")] = 1,
     duration: Annotated[float | None, typer.Option(min=1, help="Seconds to run; default: until stopped.")] = None,
-    data_dir: DataDir = None,
 ) -> None:
     """Run a dataflow against Kafka and ClickHouse, with recovery. SIGTERM and Ctrl-C drain it within 5 s.
 
@@ -113,17 +138,15 @@ def run(
 
         TAILRACE_KAFKA__BOOTSTRAP_SERVERS=kafka:9092 tailrace run windows --processes 4
     """
-    from tailrace_flows.runner import LockedError
-
+    from tailrace_infra.errors import EXPECTED, reason
     from tailrace_infra.run import FlowError, run_windows
 
     if flow != "windows":
         raise typer.BadParameter(f"{flow!r} is no flow; there is: windows", param_hint="FLOW")
-    settings = resolved_settings(data_dir)
     try:
-        run_windows(settings, processes, duration)
-    except (FlowError, LockedError) as error:
-        fail(str(error))
+        run_windows(load_settings(), processes, duration)
+    except (FlowError, *EXPECTED) as error:
+        fail(reason(error))
 
 
 @app.command()
@@ -142,8 +165,12 @@ def agent(
         TAILRACE_KAFKA__BOOTSTRAP_SERVERS=kafka:9092 tailrace agent
     """
     from tailrace_infra.agent import run_agent_process
+    from tailrace_infra.errors import EXPECTED, reason
 
-    run_agent_process(resolved_settings(data_dir), service, interval, duration)
+    try:
+        run_agent_process(resolved_settings(data_dir), service, interval, duration)
+    except EXPECTED as error:
+        fail(reason(error))
 
 
 @app.command()
@@ -155,22 +182,25 @@ def sql(
 ) -> None:
     """Query ClickHouse: the server of the settings, or an embedded stack's, running or not.
 
+    The views are windows, windows_1m, windows_1h, windows_1d, events and counters. JSON and CSV keep every digit.
+
     Examples:
 
         tailrace sql "SELECT metric, count, p99 FROM windows ORDER BY window_start DESC LIMIT 10"
 
         tailrace sql --data-dir /tmp/demo --format json "SELECT * FROM counters"
+
+        tailrace sql --format csv - < query.sql
     """
-    from tailrace_infra.sql import SqlError, run_query
+    from tailrace_infra.sql import SqlError, query_rows
 
     text = sys.stdin.read() if query == "-" else query
+    explicit = data_dir is not None
     try:
-        columns, rows = run_query(
-            load_settings(), data_dir or DATA_DIR, text, explicit=data_dir is not None, write=write
-        )
+        with query_rows(load_settings(), data_dir or DATA_DIR, text, explicit=explicit, write=write) as (columns, rows):
+            write_rows(columns, rows, format)
     except SqlError as error:
         fail(str(error))
-    write_rows(columns, rows, format)
 
 
 @app.command()
@@ -184,12 +214,14 @@ def migrate(data_dir: DataDir = None, format: FormatOption = Format.TABLE) -> No
     from tailrace_sinks.clickhouse import connect
     from tailrace_sinks.migrate import migrate as apply
 
+    from tailrace_infra.errors import EXPECTED, reason
+
     settings = resolved_settings(data_dir)
     try:
         with connect(settings.clickhouse) as client:
             applied = apply(client, settings.clickhouse)
-    except Exception as error:  # noqa: BLE001 - clickhouse-connect and urllib3 raise many kinds; the user needs the text
-        fail(f"{settings.clickhouse.url}: {error}")
+    except (ValueError, *EXPECTED) as error:
+        fail(f"{settings.clickhouse.url}: {reason(error)}")
     write_rows(["migration", "state"], [[name, "applied"] for name in applied] or [["all", "up to date"]], format)
 
 
@@ -237,11 +269,13 @@ def status(data_dir: DataDir = None, format: FormatOption = Format.TABLE) -> Non
         tailrace status --format json
     """
     from tailrace_infra.check import status_rows
+    from tailrace_infra.errors import EXPECTED, reason
 
+    settings = resolved_settings(data_dir)
     try:
-        rows = status_rows(resolved_settings(data_dir))
-    except Exception as error:  # noqa: BLE001 - clickhouse-connect and urllib3 raise many kinds; the user needs the text
-        fail(f"ClickHouse does not answer: {error}")
+        rows = status_rows(settings)
+    except (ValueError, *EXPECTED) as error:
+        fail(f"{settings.clickhouse.url}: {reason(error)}")
     write_rows(["figure", "value"], rows, format)
 
 
@@ -285,7 +319,7 @@ def _kafka(action: Callable[[], Result]) -> Result:
 
     try:
         return action()
-    except KafkaServerError as error:
+    except (KafkaServerError, OSError) as error:
         fail(str(error))
 
 

@@ -17,4 +17,6 @@ def main() -> None:
             "pip install 'tailrace[embedded]' (or [flows], without ClickHouse)\n"
         )
         sys.exit(1)
+    except KeyboardInterrupt:  # while modules are loaded; afterwards the command itself deals with it
+        sys.exit(130)
     run_app()

@@ -11,7 +11,9 @@ __all__ = ["configure_logging"]
 
 def configure_logging(level: str | None = None) -> None:
     """Standard logging through structlog: coloured on a terminal, logfmt elsewhere. `TAILRACE_LOG` sets the level."""
-    chosen = (level or os.environ.get("TAILRACE_LOG", "INFO")).upper()
+    chosen = (level or os.environ.get("TAILRACE_LOG", "")).upper()
+    if chosen not in logging.getLevelNamesMapping():
+        chosen = "INFO"
     renderer = (
         structlog.dev.ConsoleRenderer(pad_event_to=0)
         if sys.stderr.isatty()
@@ -31,5 +33,7 @@ def configure_logging(level: str | None = None) -> None:
     )
     logging.basicConfig(level=chosen, handlers=[handler], force=True)
     # librdkafka reports every reconnect; what matters of it reaches the flow as an error.
-    logging.getLogger("tailrace.librdkafka").setLevel(logging.ERROR)
-    logging.getLogger("urllib3").setLevel(logging.ERROR)
+    logging.getLogger("tailrace.librdkafka").setLevel(logging.CRITICAL)
+    # They report what they raise, too.
+    for name in ("urllib3", "clickhouse_connect"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -88,7 +88,7 @@ class LagReader:
     def __init__(self, settings: KafkaSettings) -> None:
         self._topic = settings.topics.samples
         self._consumer = Consumer(
-            {**settings.client(), "group.id": settings.group_id, "enable.auto.commit": False, "log_level": 3}
+            {**settings.client(), "group.id": settings.group_id, "enable.auto.commit": False, "log_level": 0}
         )
 
     def read(self) -> Lag | None:

@@ -1,6 +1,7 @@
 """`tailrace replay`: a file through Kafka and the flow into ClickHouse."""
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,23 +10,22 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-from tailrace_flows.runner import LockedError
 from tailrace_flows.settings import Settings
 from tailrace_producers.replay import CommittedOffsets, ReplayError, ReplayOptions, ReplayResult, replay, wait_stored
 from tailrace_producers.replay import Progress as Position
 from tailrace_schemas.clock import monotonic_s
 from tailrace_sinks.clickhouse import connect
 
-from tailrace_infra.child import ChildError
+from tailrace_infra.errors import EXPECTED, reason
 from tailrace_infra.output import Format, write_rows
-from tailrace_infra.stack import embedded_stack, running_endpoints
-from tailrace_infra.topics import TopicsError
+from tailrace_infra.stack import embedded_stack, names_servers, running_endpoints
 
 __all__ = ["register"]
 
 log = logging.getLogger(__name__)
 stderr = Console(stderr=True)
 
+DATA_DIR = Path("tailrace-data")
 STORED_TIMEOUT_S = 120.0
 STORED_POLL_S = 0.25
 
@@ -45,21 +45,28 @@ def replay_file(
         Path, typer.Argument(exists=True, dir_okay=False, help="CSV, Parquet or access log; .gz, .zst, .bz2.")
     ],
     embedded: Annotated[bool, typer.Option("--embedded", help="Start broker, flow and ClickHouse for this.")] = False,
-    data_dir: Annotated[Path, typer.Option(help="Of the embedded stack.", file_okay=False)] = Path("tailrace-data"),
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of an embedded stack, running or not. [default: tailrace-data]", file_okay=False, show_default=False
+        ),
+    ] = None,
     speed: Annotated[
         float, typer.Option(min=0, help="1: real time, 60: a minute a second, 0: as fast as possible.")
     ] = 0,
     stream: Annotated[str, typer.Option(help="Name of the stream; default: a hash of file and options.")] = "",
     file_format: Annotated[str, typer.Option("--file-format", help="auto, csv, parquet or access_log.")] = "auto",
-    service: Annotated[str, typer.Option(help="Where the file names none; default: the file's name.")] = "",
-    metric: Annotated[str, typer.Option(help="Where the file names none.")] = "",
-    kind: Annotated[str, typer.Option(help="Where the file names none.")] = "distribution",
-    unit: Annotated[str, typer.Option(help="Where the file names none.")] = "",
-    time_column: Annotated[str, typer.Option()] = "time",
-    value_column: Annotated[str, typer.Option()] = "value",
-    metric_column: Annotated[str, typer.Option()] = "metric",
-    service_column: Annotated[str, typer.Option()] = "service",
-    count_column: Annotated[str, typer.Option(help="A row stands for so many equal samples.")] = "",
+    service: Annotated[str, typer.Option(help="Service where the file names none; default: the file's name.")] = "",
+    metric: Annotated[str, typer.Option(help="Metric where the file names none.")] = "",
+    kind: Annotated[
+        str, typer.Option(help="Kind: distribution, counter, cumulative, gauge or event, where the file names none.")
+    ] = "distribution",
+    unit: Annotated[str, typer.Option(help="Unit (UCUM: s, By, 1) where the file names none.")] = "",
+    time_column: Annotated[str, typer.Option(help="Which column holds the time.")] = "time",
+    value_column: Annotated[str, typer.Option(help="Which column holds the value.")] = "value",
+    metric_column: Annotated[str, typer.Option(help="Which column holds the metric's name.")] = "metric",
+    service_column: Annotated[str, typer.Option(help="Which column holds the service's name.")] = "service",
+    count_column: Annotated[str, typer.Option(help="Which column says for how many equal samples a row stands.")] = "",
     time_unit: Annotated[str, typer.Option(help="Of plain numbers since 1970: s, ms, us or ns.")] = "s",
     attribute_columns: Annotated[
         str, typer.Option(help="Comma-separated; default: every other column.", show_default=False)
@@ -98,24 +105,34 @@ def replay_file(
         with _target(load_settings(), embedded, data_dir) as (settings, paced):
             result = _push(file, settings, options, stream, speed, max_bad_ratio, paced)
             counted = _await_rows(settings, result) if paced else {}
-    except (ReplayError, LockedError, ChildError, TopicsError) as error:
-        fail(str(error))
+    except (ReplayError, *EXPECTED) as error:
+        fail(reason(error))
     except KeyboardInterrupt:
         fail("interrupted; run the same command again to go on: what was sent is recognised")
     _report(result, counted, format)
 
 
 @contextmanager
-def _target(settings: Settings, embedded: bool, data_dir: Path) -> Iterator[tuple[Settings, bool]]:
-    """The settings to push to, and whether it is an embedded stack, which needs pacing."""
-    running = running_endpoints(data_dir)
+def _target(settings: Settings, embedded: bool, data_dir: Path | None) -> Iterator[tuple[Settings, bool]]:
+    """The settings to push to, and whether it is an embedded stack, which needs pacing.
+
+    Raises:
+        ReplayError: no stack runs on the directory given, and none is to be started.
+    """
+    if not embedded and data_dir is None and names_servers(settings):
+        yield settings, False
+        return
+    directory = data_dir or DATA_DIR
+    running = running_endpoints(directory)
     if running is not None:
         yield running.apply(settings), True
     elif embedded:
         with embedded_stack(
-            settings, data_dir, clickhouse_port=0, say=lambda text: stderr.print(text, style="dim")
+            settings, directory, clickhouse_port=0, say=lambda text: stderr.print(text, style="dim")
         ) as stack:
             yield stack.settings, True
+    elif data_dir is not None:
+        raise ReplayError(f"no stack runs on {data_dir}: --embedded starts one for this file")
     else:
         yield settings, False
 
@@ -171,13 +188,7 @@ def _await_rows(settings: Settings, result: ReplayResult) -> dict[str, int]:
                 return counted
             if monotonic_s() > until_s:
                 raise ReplayError("the flow has read everything but its rows do not appear in ClickHouse; see its log")
-            _pause(STORED_POLL_S)
-
-
-def _pause(seconds: float) -> None:
-    from threading import Event
-
-    Event().wait(seconds)
+            threading.Event().wait(STORED_POLL_S)
 
 
 def _report(result: ReplayResult, counted: dict[str, int], format: Format) -> None:

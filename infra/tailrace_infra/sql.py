@@ -1,5 +1,6 @@
 """`tailrace sql`: a query against whatever ClickHouse is meant."""
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,56 +8,109 @@ from typing import Any
 
 from clickhouse_connect.driver.exceptions import ClickHouseError
 from tailrace_flows.settings import Settings
+from tailrace_schemas.clock import monotonic_s
 from tailrace_sinks.clickhouse import connect
+from urllib3.exceptions import HTTPError
 
-from tailrace_infra.child import ChildError, start_child
-from tailrace_infra.stack import running_endpoints
+from tailrace_infra.child import Child, ChildError
+from tailrace_infra.errors import reason
+from tailrace_infra.stack import names_servers, running_endpoints, start_clickhouse
 
-__all__ = ["SqlError", "run_query"]
+__all__ = ["SqlError", "query_rows"]
+
+READONLY = 164
+"""ClickHouse's code for a statement that would change something."""
+BUSY_S = 10.0
+BUSY_POLL_S = 0.2
 
 
 class SqlError(Exception):
     """The query failed, or there is no ClickHouse to ask; for people."""
 
 
-def run_query(
+@contextmanager
+def query_rows(
     settings: Settings, data_dir: Path, text: str, *, explicit: bool, write: bool
-) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
-    """Columns and rows of a query. Without `write`, ClickHouse refuses what would change something.
+) -> Iterator[tuple[Sequence[str], Iterator[Sequence[Any]]]]:
+    """Columns and rows of a query, read as they are asked for, so that a result may be of any size.
 
-    Asked are, in this order: the stack that runs on the directory; the server of the settings, unless the directory
-    was given; the directory itself, for as long as the query takes (about 2 s more).
+    Without `write`, ClickHouse refuses what would change something. Asked are, in this order: the server that the
+    settings name, unless the directory was given; the stack that runs on the directory; the directory itself, for as
+    long as the query takes (about 2 s more); the default server.
 
     Raises:
         SqlError: with ClickHouse's own text.
     """
+    if not text.strip():
+        raise SqlError("the query is empty")
     with _server(settings, data_dir, explicit) as chosen:
         try:
             with connect(chosen.clickhouse) as client:
-                result = client.query(text, settings={} if write else {"readonly": 2})
-                return result.column_names, result.result_rows
-        except ClickHouseError as error:
+                context = client.create_query_context(text, settings={} if write else {"readonly": 2})
+                if context.is_command or context.is_insert:
+                    client.command(text, settings=context.settings)
+                    yield (), iter(())
+                    return
+                # Times with their offsets; a FixedString is text, not bytes.
+                with client.query_row_block_stream(
+                    text, settings=context.settings, tz_mode="aware", query_formats={"FixedString": "string"}
+                ) as blocks:
+                    yield blocks.source.column_names, (row for block in blocks for row in block)
+        except (ClickHouseError, HTTPError) as error:
+            raise SqlError(_explain(error, chosen)) from error
+        except ValueError as error:
             raise SqlError(str(error)) from error
+
+
+def _explain(error: Exception, settings: Settings) -> str:
+    text = reason(error)
+    if getattr(error, "code", None) == READONLY:
+        return f"{text}\nQueries only read unless --write is given."
+    if "failed at position" in text and "(FORMAT)" in text:
+        return f"{text}\nLeave out FORMAT: --format chooses how rows are printed."
+    return text if "DB::Exception" in text else f"{settings.clickhouse.url}: {text}"
 
 
 @contextmanager
 def _server(settings: Settings, data_dir: Path, explicit: bool) -> Iterator[Settings]:
-    running = running_endpoints(data_dir)
-    if running is not None:
-        yield running.apply(settings)
-        return
     stored = data_dir / "clickhouse"
-    if not explicit and ("clickhouse" in settings.model_fields_set or not stored.exists()):
+    if not explicit and names_servers(settings):
         yield settings
         return
-    if not stored.exists():
-        raise SqlError(f"{data_dir} holds no data: `tailrace up --data-dir {data_dir}` or `tailrace replay` makes some")
+    found = _running_or_started(settings, data_dir) if stored.exists() else None
+    if found is None:
+        if explicit:
+            raise SqlError(
+                f"{data_dir} holds no data: `tailrace up --data-dir {data_dir}` or `tailrace replay` makes some"
+            )
+        yield settings
+        return
+    chosen, child = found
     try:
-        child = start_child("tailrace_infra.clickhouse", "--data-dir", str(stored), "--port", "0", timeout_s=60.0)
-    except ChildError as error:
-        raise SqlError(str(error)) from error
-    try:
-        url = f"http://127.0.0.1:{child.ready['port']}"
-        yield settings.model_copy(update={"clickhouse": settings.clickhouse.model_copy(update={"url": url})})
+        yield chosen
     finally:
-        child.stop()
+        if child is not None:
+            child.stop()
+
+
+def _running_or_started(settings: Settings, data_dir: Path) -> tuple[Settings, Child | None]:
+    """The stack that runs on the directory, or ClickHouse alone, started for this query.
+
+    Another query may have the directory, or a stack that just starts or stops: it is waited for.
+    """
+    until_s = monotonic_s() + BUSY_S
+    while True:
+        running = running_endpoints(data_dir)
+        if running is not None:
+            return running.apply(settings), None
+        try:
+            child = start_clickhouse(data_dir, 0)
+        except (ChildError, OSError) as error:
+            if "is in use by" not in str(error) or monotonic_s() > until_s:
+                raise SqlError(reason(error)) from error
+            threading.Event().wait(BUSY_POLL_S)
+        else:
+            url = f"http://127.0.0.1:{child.ready['port']}"
+            return settings.model_copy(
+                update={"clickhouse": settings.clickhouse.model_copy(update={"url": url})}
+            ), child

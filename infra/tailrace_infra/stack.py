@@ -7,25 +7,33 @@ listen while they run, so that other commands on the same data directory find th
 import json
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
 from tailrace_flows import runner
 from tailrace_flows.settings import Settings
+from tailrace_schemas.clock import monotonic_s
 from tailrace_sinks.clickhouse import connect
 from tailrace_sinks.migrate import migrate
 
-from tailrace_infra.child import Child, start_child
+from tailrace_infra.child import Child, ChildError, start_child
 from tailrace_infra.topics import ensure_topics
 
-__all__ = ["Endpoints", "Stack", "embedded_stack", "running_endpoints"]
+__all__ = ["Endpoints", "Stack", "embedded_stack", "names_servers", "running_endpoints", "start_clickhouse"]
 
 log = logging.getLogger(__name__)
 
 CLICKHOUSE_PORT = 18123
+CLICKHOUSE_START_S = 60.0
+"""It replays what a kill left unfinished."""
 FLOW_STOP_S = 8.0
+LEFT_OVER_S = 10.0
+"""Processes of a stack that was killed end within this time."""
+LEFT_OVER_POLL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -53,19 +61,41 @@ class Endpoints:
         )
 
 
+def names_servers(settings: Settings) -> bool:
+    """Whether the settings say which servers are meant, rather than a stack in the default directory."""
+    return "bootstrap_servers" in settings.kafka.model_fields_set or "url" in settings.clickhouse.model_fields_set
+
+
 def running_endpoints(data_dir: Path) -> Endpoints | None:
-    """The endpoints of the stack that runs on this directory, if one does."""
+    """The endpoints of the stack that runs on this directory, if one does.
+
+    What a killed stack left behind is recognised by its lock, which the kernel has freed: its process id may be
+    another process' by now.
+    """
     try:
         found = Endpoints(**json.loads((data_dir / "run.json").read_text()))
-    except (FileNotFoundError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError):
         return None
-    try:
-        os.kill(found.pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    return found
+    return found if runner.is_locked(data_dir / "stack") else None
+
+
+def start_clickhouse(data_dir: Path, port: int) -> Child:
+    """The embedded ClickHouse on the tables of this directory; its log goes to `DIR/logs/clickhouse.log`.
+
+    Raises:
+        ChildError: it did not come up: the port is taken, or another process uses the directory.
+    """
+    logs = _logs(data_dir)
+    return start_child(
+        "tailrace_infra.clickhouse", "--data-dir", str(data_dir / "clickhouse"), "--port", str(port),
+        log=logs / "clickhouse.log", timeout_s=CLICKHOUSE_START_S,
+    )  # fmt: skip
+
+
+def _logs(data_dir: Path) -> Path:
+    logs = data_dir / "logs"
+    logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return logs
 
 
 class Stack:
@@ -99,9 +129,16 @@ class Stack:
         """The name of a process that has ended by itself."""
         return next((name for name, child in self.children.items() if child.process.poll() is not None), None)
 
+    def ends(self) -> list[IO[bytes]]:
+        """What can be read as soon as a process has ended: its stdout, on which it says nothing more."""
+        return [child.process.stdout for child in self.children.values() if child.process.stdout is not None]
+
     def log_tail(self, name: str) -> str:
         """The last lines of a process' log."""
-        lines = (self.data_dir / "logs" / f"{name}.log").read_text(errors="replace").splitlines()
+        try:
+            lines = (self.data_dir / "logs" / f"{name}.log").read_text(errors="replace").splitlines()
+        except OSError:
+            return ""
         return "\n".join(lines[-5:])
 
 
@@ -122,17 +159,13 @@ def embedded_stack(
         LockedError: another stack uses the directory.
         ChildError: a part did not come up; quotes its log.
     """
-    (data_dir / "logs").mkdir(parents=True, exist_ok=True, mode=0o700)
-    with runner.lock(data_dir / "stack"):
-        broker = start_child("tailrace_infra.broker", log=data_dir / "logs" / "broker.log")
+    logs = _logs(data_dir)
+    with runner.lock(data_dir / "stack", "a directory has one stack. Stop that one, or choose another --data-dir."):
+        broker = start_child("tailrace_infra.broker", log=logs / "broker.log")
         try:
             say("ClickHouse (chDB) is opening its directory ...")
-            clickhouse = start_child(
-                "tailrace_infra.clickhouse",
-                "--data-dir", str(data_dir / "clickhouse"), "--port", str(clickhouse_port),
-                log=data_dir / "logs" / "clickhouse.log", timeout_s=60.0,
-            )  # fmt: skip
-        except BaseException:
+            clickhouse = _patiently(lambda: start_clickhouse(data_dir, clickhouse_port))
+        except BaseException:  # Ctrl-C included: nothing that was started is left behind
             broker.stop()
             raise
         url = f"http://127.0.0.1:{clickhouse.ready['port']}"
@@ -146,12 +179,7 @@ def embedded_stack(
                 migrate(client, stack.settings.clickhouse)
             if flow:
                 say("the flow is starting ...")
-                recovery = {
-                    "TAILRACE_RECOVERY__DIRECTORY": str(data_dir / "recovery"),
-                    # The embedded broker keeps 5 MB a partition: too little to read open windows from it again.
-                    "TAILRACE_RECOVERY__CONTENTS": "snapshot",
-                }
-                stack.start("flow", "tailrace_infra.run", environment=recovery)
+                _start_flow(stack)
             run_file.write_text(json.dumps(asdict(endpoints)))
             yield stack
         finally:
@@ -160,3 +188,28 @@ def embedded_stack(
             stack.stop("flow", FLOW_STOP_S)
             stack.stop("clickhouse")
             stack.stop("broker")
+
+
+def _start_flow(stack: Stack) -> None:
+    directory = stack.data_dir / "recovery"
+    until_s = monotonic_s() + LEFT_OVER_S
+    while runner.is_locked(directory) and monotonic_s() < until_s:
+        threading.Event().wait(LEFT_OVER_POLL_S)
+    recovery = {
+        "TAILRACE_RECOVERY__DIRECTORY": str(directory),
+        # The embedded broker keeps 5 MB a partition: too little to read open windows from it again.
+        "TAILRACE_RECOVERY__CONTENTS": "snapshot",
+    }
+    stack.start("flow", "tailrace_infra.run", environment=recovery)
+
+
+def _patiently(start: Callable[[], Child]) -> Child:
+    """Starts a process whose predecessor, of a stack that was killed, may still be ending."""
+    until_s = monotonic_s() + LEFT_OVER_S
+    while True:
+        try:
+            return start()
+        except ChildError as error:
+            if "is in use by process" not in str(error) or monotonic_s() > until_s:
+                raise
+            threading.Event().wait(LEFT_OVER_POLL_S)

@@ -4,26 +4,23 @@ import logging
 import selectors
 import signal
 import socket
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, Any, NoReturn
 
 from clickhouse_connect.driver.exceptions import ClickHouseError
 from rich.console import Console
 from rich.live import Live
-from tailrace_flows.runner import LockedError
 from tailrace_flows.settings import Settings
 from tailrace_schemas.clock import monotonic_s
 from tailrace_sinks.clickhouse import connect
 from urllib3.exceptions import HTTPError
 
-from tailrace_infra.child import ChildError
+from tailrace_infra.errors import EXPECTED, reason
 from tailrace_infra.live import line, screen
 from tailrace_infra.overview import LagReader, Overview, read_overview
-from tailrace_infra.stack import Stack, embedded_stack
-from tailrace_infra.topics import TopicsError
+from tailrace_infra.stack import FLOW_STOP_S, Stack, embedded_stack
 
 __all__ = ["run_up"]
 
@@ -52,14 +49,16 @@ class Signals:
     def _note(self, *_: object) -> None:
         self.came = True
 
-    def wait(self, seconds: float) -> None:
-        """Returns after `seconds`.
+    def wait(self, seconds: float, others: Iterable[IO[Any]] = ()) -> None:
+        """Returns after `seconds`, or when one of `others` can be read or has ended.
 
         Raises:
             _InterruptedError: a signal has come, before or meanwhile.
         """
         with selectors.DefaultSelector() as selector:
             selector.register(self._woken, selectors.EVENT_READ)
+            for one in others:
+                selector.register(one, selectors.EVENT_READ)
             if not self.came:
                 selector.select(max(0.0, seconds))
         if self.came:
@@ -105,14 +104,16 @@ def run_up(
                 _watch(stack, signals, duration_s, console)
                 console.print("stopping: storing what was collected ...", style="dim")
                 _finish(stack)
-        except (LockedError, ChildError, TopicsError, _PartFailedError) as error:
+        except _PartFailedError as error:
             fail(str(error))
+        except EXPECTED as error:
+            fail(reason(error))
         except _InterruptedError:
             console.print("stopped before everything was up", style="dim")
 
 
 class _PartFailedError(Exception):
-    """A process of the stack ended by itself."""
+    """A process of the stack ended by itself, or did not store everything."""
 
 
 def _watch(stack: Stack, signals: Signals, duration_s: float | None, console: Console) -> None:
@@ -124,12 +125,12 @@ def _watch(stack: Stack, signals: Signals, duration_s: float | None, console: Co
         while until_s is None or monotonic_s() < until_s:
             remaining_s = period_s if until_s is None else min(period_s, until_s - monotonic_s())
             try:
-                signals.wait(remaining_s)
+                signals.wait(remaining_s, stack.ends())
             except _InterruptedError:
                 return
             failed = stack.failed()
             if failed is not None:
-                raise _PartFailedError(f"{failed} has ended by itself; its log says:\n{stack.log_tail(failed)}")
+                raise _PartFailedError(_ended(stack, failed))
             overview = read()
             if overview is None:
                 continue
@@ -153,7 +154,7 @@ def _figures(stack: Stack) -> Iterator[Callable[[], Overview | None]]:
                 try:
                     return read_overview(client, lag)
                 except (ClickHouseError, HTTPError, OSError) as error:
-                    log.warning("no figures: %s", str(error).splitlines()[0])
+                    log.warning("no figures: %s", reason(error).splitlines()[0])
                     return None
 
             yield read
@@ -161,22 +162,47 @@ def _figures(stack: Stack) -> Iterator[Callable[[], Overview | None]]:
         lag.close()
 
 
+def _ended(stack: Stack, name: str) -> str:
+    log_tail = stack.log_tail(name)
+    path = stack.data_dir / "logs" / f"{name}.log"
+    return f"{name} has ended by itself; " + (f"{path} says:\n{log_tail}" if log_tail else f"{path} is empty")
+
+
 def _finish(stack: Stack) -> None:
-    """Stops the agent, waits until the flow has read everything, and drains it."""
+    """Stops the agent, waits until the flow has read everything, and drains it.
+
+    Raises:
+        _PartFailedError: something of it is not stored.
+    """
     stack.stop("agent")
+    left = _catch_up(stack)
+    if failed := stack.failed():
+        raise _PartFailedError(_ended(stack, failed))
+    if stack.stop("flow", FLOW_STOP_S):
+        raise _PartFailedError(f"the flow failed while it stored its last windows:\n{stack.log_tail('flow')}")
+    if left:
+        raise _PartFailedError(
+            f"{left:,} records were not read within {CATCH_UP_S:g} s; the embedded broker has them in memory only, "
+            "so they are lost"
+        )
+
+
+def _catch_up(stack: Stack) -> int:
+    """Waits until the flow has read everything; how many records it has not, 0 if a second signal cut it short."""
+    left = 0
     lag = LagReader(stack.settings.kafka)
     try:
         with Signals() as signals:
             until_s = monotonic_s() + CATCH_UP_S
             while monotonic_s() < until_s:
-                left = lag.read()
-                if left is None or left.records == 0 or stack.failed():
+                found = lag.read()
+                left = found.records if found else 0
+                if not left or stack.failed():
                     break
                 signals.wait(0.2)
     except _InterruptedError:
-        log.warning("stopping at once")
+        log.warning("stopping at once; %d records are not read", left)
+        return 0
     finally:
         lag.close()
-    code = stack.stop("flow", 8.0)
-    if code:
-        sys.stderr.write(stack.log_tail("flow") + "\n")
+    return left

@@ -211,7 +211,8 @@ class CommittedOffsets:
                 "bootstrap.servers": bootstrap_servers,
                 "group.id": group,
                 "enable.auto.commit": False,
-                "logger": _log,
+                # Its complaints are many; the last one is in our own errors.
+                "logger": logging.getLogger("tailrace.librdkafka"),
             }
         )
 
@@ -355,7 +356,8 @@ class _Sender:
                 "enable.idempotence": True,
                 # Not a method of this object: the producer ends, and its threads, when nothing refers to it.
                 "error_cb": self._last_error,
-                "logger": _log,
+                # Its complaints are many; the last one is in our own errors.
+                "logger": logging.getLogger("tailrace.librdkafka"),
             }
         )
         self._waiting = wait
