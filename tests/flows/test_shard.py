@@ -6,7 +6,7 @@ from tailrace_flows.core.config import WindowConfig
 from tailrace_flows.core.counters import Count
 from tailrace_schemas.samples import KINDS, Series
 
-from tests.flows.machine import START_US, Machine, S, check
+from tests.flows.machine import START_US, Machine, S, check, check_row
 from tests.flows.oracle import expect
 from tests.flows.writing import CONFIG, LATENCY, TOTAL, Writer, run, versions
 
@@ -205,6 +205,37 @@ def test_a_correction_while_another_partition_is_replayed_is_a_whole_row() -> No
     assert [row["count"] for key, row in machine.rows.items() if key.start_s * S == START_US] == [3, 4]
 
 
+def test_a_row_that_closed_before_its_partition_was_replayed_is_made_whole_after_another_crash() -> None:
+    old, new = Writer(), Writer()
+    machine = Machine([[old.batch((1, 1.0))], []], CONFIG)
+    machine.read_all()
+    machine.commit()
+    machine.crash()
+    machine.append([[], [new.batch((20, 1.0))]])
+    machine.poll(1, 1)  # closes the first window, which is empty as yet
+    machine.commit()
+    machine.crash()
+    machine.finish()
+    assert {key.start_s - START_US // S: row["count"] for key, row in machine.rows.items() if key.seconds == 10} == {
+        0: 1,
+        20: 1,
+    }
+
+
+def test_a_restart_writes_no_settled_row_again() -> None:
+    w = Writer()
+    log = [w.batch((float(second), 1.0)) for second in range(0, 400, 5)]
+    for hold in (True, False):
+        machine = Machine([log], CONFIG, hold=hold)
+        for offset in (25, 75):  # 250 s of events apart: everything that closed before the second crash is settled
+            while machine.partitions[0].next_offset < offset:
+                machine.poll(0, 3)
+                machine.commit()
+            machine.crash()
+        machine.finish()
+        assert [versions(machine, 10, start) for start in range(0, 360, 10)] == [[2]] * 36
+
+
 def test_what_waits_for_a_replay_is_kept_when_the_windows_move_into_the_snapshots() -> None:
     w = Writer()
     log = [w.batch((1, 1.0)), w.batch((2, 1.0)), w.batch((30, 1.0)), w.batch((5, 2.0)), w.batch((6, 2.0))]
@@ -220,3 +251,50 @@ def test_what_waits_for_a_replay_is_kept_when_the_windows_move_into_the_snapshot
         machine.crash()
     machine.finish()
     check(machine, expect([log], CONFIG))
+
+
+# -- settings that change between runs -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hold", [True, False], ids=["replay", "snapshot"])
+@pytest.mark.parametrize(("before", "after"), [(6, 3), (3, 6), (0, 8), (8, 0)])
+def test_a_sketch_s_scale_may_change_between_runs(before: int, after: int, hold: bool) -> None:
+    w = Writer()
+    log = [
+        w.batch((1, 1.0), (2, 1000.0), (3, -7.0)),
+        w.batch((12, 1.1), (55, 0.0)),
+        w.batch((5, 3.0), (13, 2.5)),  # corrections, the first of which waits when the flow stops
+        w.batch((20, 4.0), (56, 17.0)),
+        w.batch((300, 1.0)),
+    ]
+    machine = Machine([log], WindowConfig(scale=before), hold=hold)
+    machine.poll(0, 3)
+    machine.commit()
+    machine.config = WindowConfig(scale=after)
+    machine.crash()
+    machine.finish()
+    found = {}
+    for key, row in machine.rows.items():
+        scale = row["scale"]
+        assert scale in (before, after)
+        wanted = expect([log], WindowConfig(scale=scale)).rows[key]
+        check_row(key, row, wanted, WindowConfig(scale=scale))
+        found[key.seconds, key.start_s - START_US // S] = scale
+    assert found[10, 20] == found[10, 300] == after
+    assert found[60, 0] == (after if hold else min(before, after))
+
+
+@pytest.mark.parametrize("hold", [True, False], ids=["replay", "snapshot"])
+def test_a_longer_lateness_brings_no_forgotten_window_back(hold: bool) -> None:
+    w = Writer()
+    log = [w.batch((1, 1.0), (2, 1.0)), w.batch((150, 1.0)), w.batch((3, 1.0), (100, 1.0), (151, 1.0))]
+    machine = Machine([log], WindowConfig(), hold=hold)
+    machine.poll(0, 2)  # forgets the first minute
+    machine.commit()
+    machine.config = WindowConfig(lateness_s=3600)
+    machine.crash()
+    machine.finish()
+    counts = {key.start_s - START_US // S: row["count"] for key, row in machine.rows.items() if key.seconds == 10}
+    assert counts == {0: 2, 100: 1, 150: 2}
+    totals = {name: total for (*_, name), total in machine.counters.items()}
+    assert totals == {Count.SAMPLES: 5, Count.LATE: 1}

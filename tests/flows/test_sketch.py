@@ -134,10 +134,10 @@ def test_a_window_s_sketch_is_the_same_however_often_it_was_folded(folds: int) -
     values = rng.normal(0, 10, 600)
     slots = rng.integers(0, 3, 600).astype(np.int32)
     kinds = np.zeros(3, np.int8)
-    window = Window()
+    window = Window(6)
     for part in np.array_split(np.arange(600), folds):
-        window.add(slots[part], np.zeros(part.size, np.int64), values[part], kinds, 6)
-        window.fold(kinds, 6)
+        window.add(slots[part], np.zeros(part.size, np.int64), values[part], kinds)
+        window.fold(kinds)
     keys = (slots.astype(np.int64) << sketch.CODE_BITS) + sketch.codes_of(values, 6) + CODE_BIAS
     assert as_dict(window.sketch()) == as_dict(count_sorted(np.sort(keys)))
 

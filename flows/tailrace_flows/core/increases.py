@@ -41,7 +41,7 @@ class Baselines:
     def absorb(self, window: Window, series: SeriesIndex) -> None:
         """Takes a window that is about to be forgotten; windows come in the order of their starts."""
         if window.pending:
-            window.fold(series.kinds, 0)  # only the points matter here, not the sketch
+            window.fold(series.kinds)
         slots, time_us, value = window.sorted_points()
         if slots.size == 0:
             return

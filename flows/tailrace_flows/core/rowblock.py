@@ -65,7 +65,7 @@ def build_rows(
         "resets": pa.array(resets.astype(np.uint32), mask=~cumulative),
         "bucket_index": pa.ListArray.from_arrays(offsets, pa.array(((keys & CODE_MASK) - CODE_BIAS).astype(np.int32))),
         "bucket_count": pa.ListArray.from_arrays(offsets, pa.array(counts.astype(np.uint64))),
-        "scale": pa.array(np.full(slots.size, config.scale, np.int8), mask=~distribution),
+        "scale": pa.array(np.full(slots.size, window.scale, np.int8), mask=~distribution),
         "version": pa.array(version.astype(np.uint64)),
     }
     return pa.record_batch([columns[field.name] for field in WINDOW_ROWS], schema=WINDOW_ROWS)

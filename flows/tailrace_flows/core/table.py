@@ -54,8 +54,10 @@ class TableState:
     """The greatest event time less the disorder; decides what is late and what is retired."""
     closed_until_us: int = BEFORE_ALL
     """Windows that end here or before have had their rows emitted."""
-    retired_us: int = BEFORE_ALL
-    """The watermark at the last retirement."""
+    settled_us: int = BEFORE_ALL
+    """Of windows that end here or before, whole rows have been emitted: a replay that rebuilds them changes nothing."""
+    retired_until_us: int = BEFORE_ALL
+    """Minutes that end here or before are forgotten."""
     dirty: set[tuple[int, int]] = field(default_factory=set)
     """(length, start) of windows whose emitted rows are out of date."""
     refused: dict[tuple[int, int], set[int]] = field(default_factory=dict)
@@ -78,7 +80,7 @@ class WindowTable:
         state = state or TableState()
         self.watermark_us = state.watermark_us
         self.closed_until_us = state.closed_until_us
-        self._retired_us = state.retired_us
+        self._retired_until_us = state.retired_until_us
         self._refused = state.refused
         self._baselines = state.baselines
         self._series = SeriesIndex(service, config.max_series, state.series, state.admitted)
@@ -86,11 +88,14 @@ class WindowTable:
         self._minutes: dict[int, Window] = {}
         """Only `closed` and `dirty` of a minute are used: its content is that of its windows."""
         for start, closed in (state.minutes or {}).items():
-            self._minutes[start] = Window(closed=closed)
+            self._minutes[start] = Window(config.scale, closed=closed)
         # Rows of windows that were closed before a restart are out; replayed samples do not make them dirty.
-        self._settled_us = state.closed_until_us
+        self._settled_us = state.settled_us
+        # But what closes from now on may lack what another partition has still to replay: events up to this time.
+        replayed = state.windows is None and state.watermark_us > BEFORE_ALL
+        self._replayed_us = state.watermark_us + config.disorder_us if replayed else BEFORE_ALL - 1
         self._unsettled = state.dirty
-        """But for these, (length, start), whose rows are not what they should be."""
+        """(length, start) of settled windows whose rows are not what they should be."""
         every = np.arange(len(self._series.series), dtype=np.int32)
         for length, start in state.dirty:
             window = (self._windows if length == config.window_us else self._minutes).get(start)
@@ -127,11 +132,11 @@ class WindowTable:
     def _late(self, chunk: Chunk, starts: Ints) -> NDArray[np.bool_] | None:
         """(n,) which samples are too late; None: none. Decided by each batch's own watermark: alike on replay."""
         config = self.config
-        watermark_us = max(int(chunk.watermarks_us.max()), self._retired_us)
-        if int(starts.min()) + config.window_us + config.lateness_us > watermark_us and not chunk.replayed:
+        taken_from_us = int(chunk.watermarks_us.max()) - config.lateness_us - config.window_us
+        first_us = int(starts.min())
+        if first_us > taken_from_us and first_us >= self._retired_until_us and not chunk.replayed:
             return None
-        minute_ends = starts - starts % config.rollup_us + config.rollup_us
-        late = minute_ends + config.lateness_us <= self._retired_us
+        late = starts < self._retired_until_us  # which is a minute's end
         if chunk.replayed:
             ends = np.cumsum(chunk.lengths).tolist()
             for offset, begin, end in zip(chunk.offsets.tolist(), [0, *ends], ends, strict=False):
@@ -154,12 +159,14 @@ class WindowTable:
         config = self.config
         window = self._windows.get(start)
         if window is None:
-            window = self._windows[start] = Window(closed=start + config.window_us <= self.closed_until_us)
+            window = self._windows[start] = Window(
+                config.scale, closed=start + config.window_us <= self.closed_until_us
+            )
             minute_start = start - start % config.rollup_us
             if minute_start not in self._minutes:
                 closed = minute_start + config.rollup_us <= self.closed_until_us
-                self._minutes[minute_start] = Window(closed=closed)
-        window.add(slots, time_us, value, self._series.kinds, config.scale)
+                self._minutes[minute_start] = Window(config.scale, closed=closed)
+        window.add(slots, time_us, value, self._series.kinds)
         if window.closed:
             self._mark_dirty(start, np.unique(slots), replayed)
 
@@ -187,7 +194,7 @@ class WindowTable:
             if slots.size == 0:
                 return
             window = self._windows[later]
-            window.fold(self._series.kinds, config.scale)
+            window.fold(self._series.kinds)
             unaffected = window.count[slots] == 0
             slots, rest = slots[~unaffected], slots[unaffected]
             if slots.size:
@@ -221,7 +228,7 @@ class WindowTable:
         blocks: list[Block] = []
         if due or due_minutes:
             for window in self._windows.values():
-                window.fold(self._series.kinds, config.scale)
+                window.fold(self._series.kinds)
             increases = increases_of(self._windows, self._baselines, self._series)
             for start, window, changed in due:
                 slots = np.flatnonzero(window.count) if changed is None else changed
@@ -287,27 +294,22 @@ class WindowTable:
 
     def _retire(self) -> None:
         config = self.config
-        if self.watermark_us <= self._retired_us:
+        until_us = self.watermark_us - config.lateness_us
+        until_us -= until_us % config.rollup_us
+        if until_us <= self._retired_until_us:
             return
-        self._retired_us = self.watermark_us
-        gone = sorted(
-            start for start in self._minutes if start + config.rollup_us + config.lateness_us <= self.watermark_us
-        )
-        if not gone:
-            return
-        for minute in gone:
+        self._retired_until_us = until_us
+        for minute in sorted(start for start in self._minutes if start < until_us):
             del self._minutes[minute]
             for start in range(minute, minute + config.rollup_us, config.window_us):
                 window = self._windows.pop(start, None)
                 if window is not None:
                     self._baselines.absorb(window, self._series)
         self._refused = {
-            place: kept
-            for place, starts in self._refused.items()
-            if (kept := {s for s in starts if config.retired_after_us(s) > self.watermark_us})
+            place: kept for place, starts in self._refused.items() if (kept := {s for s in starts if s >= until_us})
         }
-        self._unsettled = {one for one in self._unsettled if config.retired_after_us(one[1]) > self.watermark_us}
-        self._baselines.expire(self.watermark_us - config.lateness_us - config.rollup_us)
+        self._unsettled = {(length, start) for length, start in self._unsettled if start >= until_us}
+        self._baselines.expire(until_us)
         self._forget_series()
 
     def _forget_series(self) -> None:
@@ -316,7 +318,7 @@ class WindowTable:
             return
         used = np.zeros(len(self._series.series), np.bool_)
         for window in self._windows.values():
-            window.fold(self._series.kinds, self.config.scale)
+            window.fold(self._series.kinds)
             used |= window.count > 0
         if used.sum() * 2 > len(self._series):
             return
@@ -337,7 +339,8 @@ class WindowTable:
         state = TableState(
             self.watermark_us,
             self.closed_until_us,
-            self._retired_us,
+            self._settled_us if self._retired_until_us <= self._replayed_us else self.closed_until_us,
+            self._retired_until_us,
             dirty | self._unsettled,
             self._refused,
             self._baselines,
@@ -345,7 +348,7 @@ class WindowTable:
         )
         if contents:
             for window in self._windows.values():
-                window.fold(self._series.kinds, self.config.scale)
+                window.fold(self._series.kinds)
                 window.sketch()
             state.series = self._series.series
             state.windows = self._windows

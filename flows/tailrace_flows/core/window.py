@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailrace_flows.core.series import CUMULATIVE, DISTRIBUTION, GAUGE
-from tailrace_flows.core.sketch import CODE_BITS, codes_of
+from tailrace_flows.core.sketch import CODE_BITS, codes_of, downscale
 
 __all__ = ["Run", "Window", "merge_runs"]
 
@@ -42,19 +42,25 @@ def merge_runs(runs: list[Run]) -> Run:
     keys = np.concatenate([keys for keys, _ in runs])
     counts = np.concatenate([counts for _, counts in runs])
     order = np.argsort(keys, kind="stable")
-    keys = keys[order]
+    return _add_up(keys[order], counts[order])
+
+
+def _add_up(keys: Ints, counts: Ints) -> Run:
     starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
-    return keys[starts], np.add.reduceat(counts[order], starts)
+    return keys[starts], np.add.reduceat(counts, starts)
 
 
 @dataclass(slots=True)
 class Window:
     """Aggregates by slot. Arrays are (c,), c the slots known when they were last grown.
 
+    `scale` is the sketches'; windows that outlive a change of settings keep theirs.
+
     Everything here is a commutative fold, so that any order of samples gives the same window
     (`sum` to within float rounding).
     """
 
+    scale: int
     count: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     sum: Floats = field(default_factory=lambda: np.zeros(0))
     min: Floats = field(default_factory=lambda: np.zeros(0))
@@ -70,14 +76,14 @@ class Window:
     dirty: list[Slots] = field(default_factory=list)
     """Slots whose rows were emitted and have changed since."""
 
-    def add(self, slots: Slots, time_us: Ints, value: Floats, kinds: NDArray[np.int8], scale: int) -> None:
-        """Takes samples (n,); `kinds` and `scale` are those of the table. Folds them in when enough have come."""
+    def add(self, slots: Slots, time_us: Ints, value: Floats, kinds: NDArray[np.int8]) -> None:
+        """Takes samples (n,); `kinds` are those of the table's slots. Folds them in when enough have come."""
         self.pending.append((slots, time_us, value))
         self.pending_samples += slots.size
         if self.pending_samples >= max(PENDING_SAMPLES, 4 * kinds.size):
-            self.fold(kinds, scale)
+            self.fold(kinds)
 
-    def fold(self, kinds: NDArray[np.int8], scale: int) -> None:
+    def fold(self, kinds: NDArray[np.int8]) -> None:
         """Folds the pending samples into the aggregates. About 25 ns a sample of a distribution."""
         self._grow(kinds.size)
         if not self.pending:
@@ -104,12 +110,12 @@ class Window:
                 continue
             chosen = kinds[slots] == kind
             if chosen.all():
-                fold(slots, time_us, value, scale)
+                fold(slots, time_us, value)
             elif chosen.any():
-                fold(slots[chosen], time_us[chosen], value[chosen], scale)
+                fold(slots[chosen], time_us[chosen], value[chosen])
 
-    def _fold_sketch(self, slots: Slots, time_us: Ints, value: Floats, scale: int) -> None:
-        keys = codes_of(value, scale)
+    def _fold_sketch(self, slots: Slots, time_us: Ints, value: Floats) -> None:
+        keys = codes_of(value, self.scale)
         keys += CODE_BIAS
         keys |= slots.astype(np.int64) << CODE_BITS
         keys.sort()
@@ -117,7 +123,7 @@ class Window:
         if len(self.runs) > MAX_RUNS:
             self.runs = [merge_runs(self.runs)]
 
-    def _fold_last(self, slots: Slots, time_us: Ints, value: Floats, scale: int) -> None:
+    def _fold_last(self, slots: Slots, time_us: Ints, value: Floats) -> None:
         before = self.last_time_us[slots]
         np.maximum.at(self.last_time_us, slots, time_us)
         now = self.last_time_us[slots]
@@ -125,7 +131,7 @@ class Window:
         newest = time_us == now  # of equal times the larger value
         np.maximum.at(self.last, slots[newest], value[newest])
 
-    def _fold_points(self, slots: Slots, time_us: Ints, value: Floats, scale: int) -> None:
+    def _fold_points(self, slots: Slots, time_us: Ints, value: Floats) -> None:
         self.points.append((slots, time_us, value))
 
     def sketch(self) -> Run:
@@ -169,9 +175,18 @@ class Window:
         self.dirty = [slot_of[slots[used[slots]]] for slots in self.dirty]
 
 
+def _coarser(run: Run, by: int) -> Run:
+    keys, counts = run
+    if by == 0 or keys.size == 0:
+        return run
+    codes = downscale((keys & CODE_MASK) - CODE_BIAS, by)
+    return _add_up(keys & ~CODE_MASK | codes + CODE_BIAS, counts)
+
+
 def merge_windows(windows: list[Window]) -> Window:
     """The window of several folded ones of equal size; cumulative points are left to the caller."""
-    merged = Window(runs=[merge_runs([window.sketch() for window in windows])])
+    scale = min(window.scale for window in windows)
+    merged = Window(scale, runs=[merge_runs([_coarser(window.sketch(), window.scale - scale) for window in windows])])
     merged.count = np.sum([window.count for window in windows], axis=0)
     with np.errstate(over="ignore", invalid="ignore"):
         merged.sum = np.sum([window.sum for window in windows], axis=0)
