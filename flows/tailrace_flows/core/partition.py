@@ -34,6 +34,8 @@ Keyed = tuple[str, Chunk | Mark]
 MARK_EVERY_US: Final = 2_000_000
 BACKFILL_IDLE_US: Final = 3600 * 1_000_000
 """A replay that was interrupted may go on within this time without its samples being late."""
+MAX_PAYLOADS_PER_SECOND: Final = 100
+"""Dead letters with their record's value, by second of the records' time; more come without: a flood stays small."""
 MAX_INVALID_RUN: Final = 1_000
 """So many unreadable records in a row stop the flow: that is no longer bad input, but the wrong topic."""
 RATIO_RECORDS: Final = 10_000
@@ -144,6 +146,7 @@ class Partition:
         self._segment = _Segment(self.next_offset)
         self._counters = Counters(f"partition {number}", kept.totals)
         self._marked_us = now_us
+        self._letters_second = self._letters = 0
         self._invalid_run = 0
         self._recent = self._recent_invalid = 0
         self._latest_record_us = 0
@@ -383,7 +386,11 @@ class Partition:
     def _letter(
         self, offset: int, time_us: int, value: bytes, service: str, reason: Reason, detail: str, samples: int
     ) -> DeadLetter:
+        second = time_us // 1_000_000
+        if second != self._letters_second:
+            self._letters_second, self._letters = second, 0
+        self._letters += 1
+        kept = value[:MAX_PAYLOAD_BYTES] if self._letters <= MAX_PAYLOADS_PER_SECOND else b""
         return DeadLetter(
-            self.topic, self.number, offset, time_us, service, reason, detail, samples,
-            len(value), value[:MAX_PAYLOAD_BYTES],
+            self.topic, self.number, offset, time_us, service, reason, detail, samples, len(value), kept
         )  # fmt: skip
