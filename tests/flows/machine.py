@@ -231,10 +231,26 @@ def check_batch(batch: Any, schema: Any) -> None:
 
 
 def check(machine: Machine, expected: Expected) -> None:
-    """The machine's rows, counters and dead letters are the expected ones."""
+    """The machine's rows, counters, events and dead letters are the expected ones."""
     check_rows(machine.rows, expected.rows, machine.config)
+    check_events(machine, expected)
     assert machine.counters == expected.counters
     assert len(machine.letters) == expected.letters
+
+
+def check_events(machine: Machine, expected: Expected) -> None:
+    """Each occurrence of an event that is in a window has been written, once by its id."""
+    found = [
+        (
+            row["service"],
+            row["stream"],
+            Series(row["name"], "event", row["unit"], tuple(row["attributes"])),
+            round(row["time"].timestamp() * S),
+            row["value"],
+        )
+        for row in machine.events.values()
+    ]
+    assert sorted(found) == sorted(tuple(sample) for sample in expected.samples if sample.series.kind == "event")
 
 
 def check_rows(found: dict[Key, dict[str, Any]], expected: dict[Key, Row], config: WindowConfig) -> None:
