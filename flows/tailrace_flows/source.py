@@ -152,25 +152,30 @@ class _Reader(StatefulSourcePartition[Keyed | Side, bytes]):
                 raise StopIteration
             return [Output([], None, counters)]
         records: list[Record] = []
+        errors: list[KafkaError] = []
         size = 0
         for message in self._consumer.consume(self._records, 0):
             error = message.error()
             if error is not None:
-                self._handle(error)
+                errors.append(error)
+                self._at_end |= error.code() == KafkaError._PARTITION_EOF
                 continue
+            self._at_end = False
             value = message.value()
             size += len(value) if value is not None else 0
             records.append(Record(message.offset(), message.timestamp()[1] * 1000, value))
         out: list[Keyed | Side] = []
         self._empty = not records
         if records:
-            self._at_end = False
             self._records = min(MAX_RECORDS, max(10, MAX_BYTES * len(records) // max(size, 1)))
             items, letters = self._partition.read(records, now_us)
             out += items
             out += letters
         elif self._at_end:
             out += self._partition.idle_marks(now_us)
+        for error in errors:  # after the records that came before them: where a gap begins depends on those
+            if error.code() != KafkaError._PARTITION_EOF:
+                self._handle(error)
         if now_us >= self._counters_us:
             counters = self._partition.counter_rows(now_us)
             if counters is not None:
@@ -183,9 +188,7 @@ class _Reader(StatefulSourcePartition[Keyed | Side, bytes]):
 
     def _handle(self, error: KafkaError) -> None:
         code = error.code()
-        if code == KafkaError._PARTITION_EOF:
-            self._at_end = True
-        elif code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+        if code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
             place = TopicPartition(self._partition.topic, self._partition.number)
             low, _ = self._consumer.get_watermark_offsets(place, METADATA_TIMEOUT_S)
             self._assign(low)
