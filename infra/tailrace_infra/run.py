@@ -20,7 +20,7 @@ from tailrace_flows.core.partition import PoisonedError
 from tailrace_flows.settings import Settings
 from tailrace_flows.windows import build_flow
 from tailrace_schemas import clock
-from tailrace_sinks.clickhouse import connect
+from tailrace_sinks.clickhouse import WriteRejectedError, connect
 from tailrace_sinks.rollup import rollup
 from urllib3.exceptions import HTTPError
 
@@ -80,7 +80,7 @@ def explain(error: BaseException, settings: Settings) -> str:
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(cause)
-    root = next((one for one in chain if isinstance(one, PoisonedError)), chain[-1])
+    root = next((one for one in chain if isinstance(one, (PoisonedError, WriteRejectedError))), chain[-1])
     text = str(root) or type(root).__name__
     if "UNKNOWN_TOPIC" in text:
         text += f" - `tailrace topics` creates the topics on {settings.kafka.bootstrap_servers}"
