@@ -13,7 +13,7 @@ from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from tailrace_flows.settings import Settings
 from tailrace_infra.child import Child, start_child
 from tailrace_infra.topics import ensure_topics
-from tailrace_producers.replay import ReplayOptions, ReplayResult, replay
+from tailrace_producers.replay import CommittedOffsets, ReplayOptions, ReplayResult, replay
 from tailrace_sinks.clickhouse import connect
 from tailrace_sinks.migrate import migrate
 
@@ -110,6 +110,12 @@ class Bench:
             return messages
         finally:
             consumer.close()
+
+    def committed(self) -> int:
+        """How many records the flow has committed."""
+        topic, kafka = self.settings.kafka.topics.samples, self.settings.kafka
+        with CommittedOffsets(kafka.bootstrap_servers, topic, kafka.group_id) as committed:
+            return sum(committed(range(4)).values())
 
     def log(self) -> str:
         """What the flow has said since the first start."""

@@ -1,29 +1,30 @@
 """What the flow depends on goes away, comes back, or is another one: nothing is lost, doubled or silently left out."""
 
+import math
 import os
+import random
 import signal
 import subprocess
 from array import array
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
+from confluent_kafka import Consumer, TopicPartition
 from tailrace_infra import kafka as kafka_server
+from tailrace_infra.broker import embedded_broker as serve_broker
 from tailrace_infra.child import Child
-from tailrace_schemas.clock import monotonic_s
-from tailrace_schemas.samples import Series, encode_batch, encode_series_table
+from tailrace_schemas.clock import monotonic_s, now_us
+from tailrace_schemas.deadletter import decode_dead_letter
+from tailrace_schemas.samples import Rejection, SampleBatch, Series, decode, encode_batch, encode_series_table
 
 from tests.infra.waiting import eventually
 from tests.system.harness import Bench, bench, start_clickhouse
 from tests.system.proxy import Mode, proxy_to
-from tests.system.workload import (
-    Workload,
-    assert_same,
-    expected_rows,
-    make_workload,
-    stored_rows,
-)
+from tests.system.workload import JUNK, START_US, Workload, assert_same, expected_rows, make_workload, stored_rows
 
 DISTRIBUTION = encode_series_table([Series("http.server.request.duration", "distribution", "s", ())])
 
@@ -173,3 +174,212 @@ def test_rows_are_exact_when_kafka_is_killed_and_started_again(
             assert_stored(b, made)
     finally:
         kafka_server.stop(tmp_path / "kafka")
+
+
+FLOOD_SAMPLES = 5_000
+
+
+def flood(b: Bench, first: int, count: int) -> None:
+    """Numbered batches of one service, 60 kB each and impossible to compress, a second of event time apart."""
+    random_values = np.random.default_rng(first).random((count, FLOOD_SAMPLES))
+    base_us = [START_US + (first + n) * 1_000_000 for n in range(count)]
+    batches = [batch_of(values.tolist(), base_us[n], sequence=first + n) for n, values in enumerate(random_values)]
+    b.send(b.producer(), [("svc", batch) for batch in batches])
+
+
+def bounds(b: Bench) -> tuple[int, int]:
+    """The first and the end offset of the partition that `flood` fills."""
+    topic = b.settings.kafka.topics.samples
+    consumer = Consumer({**b.settings.kafka.client(), "group.id": "bounds", "log_level": 0})
+    try:
+        places = [TopicPartition(topic, number) for number in consumer.list_topics(topic, 10).topics[topic].partitions]
+        return max((consumer.get_watermark_offsets(place, 10) for place in places), key=lambda found: found[1])
+    finally:
+        consumer.close()
+
+
+def stored_samples(b: Bench) -> int:
+    return int(b.clickhouse.query("SELECT sum(count) FROM windows").first_row[0])
+
+
+def test_records_evicted_while_the_flow_was_stopped_are_counted_and_named(
+    embedded_broker: str, clickhouse_url: str, tmp_path: Path
+) -> None:
+    with bench(embedded_broker, clickhouse_url, tmp_path, "evicted", "snapshot") as b:
+        flood(b, 0, 10)
+        with flow_of(b):
+            eventually(lambda: b.counters().get("samples") == 10 * FLOOD_SAMPLES, 30)
+        flood(b, 10, 150)
+        low, high = bounds(b)
+        assert 10 < low < high == 160
+        gap, read = low - 10, (160 - low + 10) * FLOOD_SAMPLES
+        with flow_of(b):
+            eventually(lambda: b.counters() == {"samples": read, "gap_records": gap, "missing_batches": gap}, 30)
+            assert f"no longer has offsets 10 to {low - 1}; going on at {low} ({gap} records are lost" in b.log()
+        assert stored_samples(b) == read
+
+
+def test_records_evicted_before_a_slow_flow_has_read_them_are_counted(
+    embedded_broker: str, clickhouse_url: str, tmp_path: Path
+) -> None:
+    with bench(embedded_broker, clickhouse_url, tmp_path, "slow", "replay") as b:
+        flood(b, 0, 10)
+        with flow_of(b) as flow:
+            eventually(lambda: b.counters().get("samples") == 10 * FLOOD_SAMPLES, 30)
+            flow.process.send_signal(signal.SIGSTOP)
+            flood(b, 10, 150)
+            flow.process.send_signal(signal.SIGCONT)
+            eventually(lambda: b.counters().get("gap_records", 0), 30)
+            flood(b, 160, 5)
+            # What had been fetched before the eviction was read too: how much that is, only the flow can say.
+            eventually(lambda: b.committed() == 165, 30)
+            gap = eventually(lambda: b.counters().get("missing_batches", 0))
+            counters = {"samples": (165 - gap) * FLOOD_SAMPLES, "gap_records": gap, "missing_batches": gap}
+            eventually(lambda: b.counters() == counters)
+        assert stored_samples(b) == counters["samples"]
+
+
+@pytest.mark.parametrize("mirrored", [True, False], ids=["a_mirror", "an_empty_one"])
+def test_a_new_cluster_is_read_from_its_start_without_counting_twice(
+    embedded_broker: str, clickhouse_url: str, tmp_path: Path, mirrored: bool
+) -> None:
+    made, prefix = make_workload(seed=25, services=2, steps=120), f"moved_{mirrored}"
+    half = len(made.messages) // 2
+    with bench(embedded_broker, clickhouse_url, tmp_path, prefix, "snapshot") as b:
+        b.send(b.producer(), made.messages[:half])
+        with flow_of(b):
+            eventually(lambda: b.counters().get("samples", 0) > 0, 30)
+            eventually(lambda: b.committed() == half, 30)
+    before = made_of(made.messages[:half])
+    with serve_broker() as other, bench(other, clickhouse_url, tmp_path, prefix, "snapshot") as b:
+        b.send(b.producer(), made.messages if mirrored else made.messages[half:])
+        with flow_of(b):
+            more = before if mirrored else {}
+            assert_stored(b, made, **{name: made.counters[name] + count for name, count in more.items()})
+            assert "the state came from mockCluster" in b.log()
+
+
+def made_of(messages: list[tuple[str, bytes]]) -> dict[str, int]:
+    """What sending messages again adds to the counters."""
+    batches = [decode(value) for _, value in messages]
+    rejected = sum(isinstance(batch, Rejection) for batch in batches)
+    return {
+        "duplicate_batches": len(batches) - rejected,
+        "duplicate_samples": sum(batch.samples for batch in batches if isinstance(batch, SampleBatch)),
+        "dead_letters.unknown_schema": rejected,
+    }
+
+
+# -- what cannot be used ----------------------------------------------------------------------------
+
+
+def spoil(made: Workload, seed: int) -> tuple[list[tuple[str, bytes]], dict[bytes, str]]:
+    """The messages with others between them that must be counted and left out; the reason of each of those."""
+    rng = random.Random(seed)
+    messages: list[tuple[str, bytes]] = []
+    reasons: dict[bytes, str] = {}
+    for number, (service, value) in enumerate(made.messages):
+        messages.append((service, value))
+        if value == JUNK:
+            reasons[value] = "unknown_schema"
+        elif number > len(made.messages) // 4 and rng.random() < 0.1:
+            bad, reason = _spoilt(rng, service, value, number)
+            messages.append((service, bad))
+            reasons[bad] = reason
+    return messages, reasons
+
+
+def _spoilt(rng: random.Random, service: str, value: bytes, number: int) -> tuple[bytes, str]:
+    base_us = START_US - 3_600_000_000  # an hour before all others
+    return rng.choice(
+        [
+            (value[: rng.randrange(20, len(value) - 1)], "truncated"),
+            (batch_of([math.nan, number], base_us, service=service), "not_finite"),
+            (batch_of([1.0, number], now_us() + 3_600_000_000, service=service), "too_far_in_future"),
+            (batch_of([2.0, number], base_us, service=service), "late_samples"),
+        ]
+    )
+
+
+def test_bad_and_late_samples_are_counted_once_although_the_flow_is_killed(
+    embedded_broker: str, clickhouse_url: str, tmp_path: Path
+) -> None:
+    made = make_workload(seed=26, services=2, steps=240)
+    messages, reasons = spoil(made, seed=26)
+    more: Counter[str] = Counter()
+    for reason in reasons.values():
+        if reason == "truncated":
+            more["dead_letters.truncated"] += 1
+        elif reason == "not_finite":
+            more += Counter({"dead_letters.not_finite": 1, "late_samples": 1})
+        elif reason == "too_far_in_future":
+            more["dead_letters.too_far_in_future"] += 2
+        elif reason == "late_samples":
+            more["late_samples"] += 2
+    with bench(embedded_broker, clickhouse_url, tmp_path, "spoilt", "replay") as b:
+        with b.sending(messages, 5):
+            for least in (0, 5_000):
+                flow = b.start_flow()
+                eventually(lambda least=least: b.counters().get("samples", 0) > least, 30)
+                kill(flow)
+            with flow_of(b):
+                assert_stored(b, made, **more)
+        topics = b.settings.kafka.topics
+        expected = {
+            (record.partition(), record.offset(), reasons[record.value()])
+            for record in b.read_topic(topics.samples)
+            if reasons.get(record.value(), "late_samples") != "late_samples"
+        }
+        letters = [decode_dead_letter(record.value()) for record in b.read_topic(topics.dead_letters)]
+        assert {letter.topic for letter in letters} == {topics.samples}
+        assert {(letter.partition, letter.offset, letter.reason) for letter in letters} == expected
+
+
+def test_wall_time_closes_the_windows_of_a_silent_service(
+    embedded_broker: str, clickhouse_url: str, tmp_path: Path
+) -> None:
+    with bench(embedded_broker, clickhouse_url, tmp_path, "silent", "replay") as b:
+        first = (now_us() // 10_000_000 - 1) * 10_000_000
+        settings = {"TAILRACE_WINDOWS__IDLE_S": "0.5", "TAILRACE_WINDOWS__DISORDER_S": "0.1"}
+        # Before the flow starts, so that one poll brings them and the end of the partition.
+        b.send(b.producer(), [("svc", batch_of([1.0, 2.0], first)), ("svc", batch_of([3.0], now_us()))])
+        with flow_of(b, **settings):
+            eventually(lambda: stored_samples(b) == 2, 20)
+            # The window that holds now is open until it is over.
+            assert now_us() < first + 20_000_000 or stored_samples(b) == 3
+            eventually(lambda: stored_samples(b) == 3, 20)
+
+
+# -- stops ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("contents", ["replay", "snapshot"])
+def test_stops_during_load_are_quick_and_leave_no_gap_and_no_double_count(
+    embedded_broker: str, clickhouse_url: str, tmp_path: Path, contents: str
+) -> None:
+    made = make_workload(seed=27, services=2, steps=300)
+    with (
+        bench(embedded_broker, clickhouse_url, tmp_path, f"stops_{contents}", contents) as b,
+        b.sending(made.messages, 6),
+    ):
+        counted = 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            flow = b.start_flow()
+            eventually(lambda counted=counted: b.counters().get("samples", 0) > counted, 30)
+            assert stop(flow, number) < STOP_S
+            counted = b.counters()["samples"]
+        with flow_of(b):
+            assert_stored(b, made)
+
+
+def test_a_table_that_is_missing_stops_the_flow_with_what_to_do(
+    embedded_broker: str, clickhouse_url: str, tmp_path: Path
+) -> None:
+    with bench(embedded_broker, clickhouse_url, tmp_path, "dropped", "replay") as b:
+        b.clickhouse.command("DROP TABLE counter_rows")
+        flow = b.start_flow()
+        b.send(b.producer(), [("svc", batch_of([1.0], START_US))])
+        with suppress(subprocess.TimeoutExpired):
+            flow.process.wait(30)
+        assert flow.stop() == 1
+        assert "counter_rows does not take the rows: run `tailrace migrate`" in b.log()
