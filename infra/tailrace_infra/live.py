@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
@@ -19,6 +20,9 @@ LIMITS = {
     "system.paging.utilization": 0.85,
     "system.filesystem.utilization": 0.90,
 }
+
+COLUMNS = {"service": 3, "metric": 7, "attributes": 6, "rate": 0, "p50": 0, "p95": 0, "p99": 0}
+"""Which shares of the width that the numbers leave the texts have."""
 
 _PROBLEMS = {
     "late_samples": "late",
@@ -80,8 +84,8 @@ def line(overview: Overview, rate: float) -> str:
     return " ".join(parts)
 
 
-def screen(overview: Overview, rate: float, where: str) -> RenderableType:
-    """The whole screen."""
+def screen(overview: Overview, rate: float, where: str, height: int = 40) -> RenderableType:
+    """The whole screen: on a low terminal fewer series and gauges, the worst of each kind first."""
     head = Text.assemble(
         ("Tailrace", "bold"), f"  {where}\n",
         f"{overview.counters.get('samples', 0):,} samples, {human_rate(rate)}",
@@ -95,7 +99,11 @@ def screen(overview: Overview, rate: float, where: str) -> RenderableType:
     if overview.newest_window_end is None:
         waiting = Text("The first windows close about 12 s after the first samples ...", "dim")
         return Group(head, waiting)
-    return Group(head, Panel(_gauges(overview.gauges), title="host"), _top(overview.top))
+    # Beside the rows themselves: head 2 or 3, frame 2, table 4, and one that stays free for the cursor.
+    rows = max(6, height - 11)
+    top = overview.top[: max(3, rows // 2)]
+    gauges = _worst_first(overview.gauges)[: max(3, rows - len(top))]
+    return Group(head, Panel(_gauges(gauges), title="host"), _top(top))
 
 
 def _worst(gauges: list[Gauge]) -> list[Gauge]:
@@ -106,30 +114,42 @@ def _worst(gauges: list[Gauge]) -> list[Gauge]:
     return list(worst.values())
 
 
+def _worst_first(gauges: list[Gauge]) -> list[Gauge]:
+    worst = _worst(gauges)
+    return worst + [gauge for gauge in gauges if gauge not in worst]
+
+
 def _gauges(gauges: list[Gauge]) -> RenderableType:
     table = Table.grid(padding=(0, 1))
     table.add_column()
     table.add_column(width=30)
     table.add_column(justify="right")
-    for gauge in gauges[:12]:
+    for gauge in gauges:
         name = gauge.metric.removeprefix("system.").removesuffix(".utilization")
         of = gauge.attributes.get("system.filesystem.mountpoint") or gauge.attributes.get("cpu.logical_number", "")
         shade = colour(gauge)
         bar = ProgressBar(
             total=1.0, completed=min(1.0, gauge.value), width=30, complete_style=shade, finished_style=shade
         )
-        table.add_row(f"{name} {of}".strip(), bar, Text(f"{gauge.value:.0%}", shade))
+        table.add_row(Text(f"{name} {of}".strip()), bar, Text(f"{gauge.value:.0%}", shade))
     return table
 
 
 def _top(top: list[Top]) -> Table:
-    table = Table(title="busiest distributions, last minute", expand=True)
-    for name in ("service", "metric", "attributes"):
-        table.add_column(name, overflow="ellipsis", no_wrap=True)
-    for name in ("rate", "p50", "p95", "p99"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = Table(title="busiest distributions, last minute", expand=True, box=SIMPLE_HEAD, padding=0)
+    rows = []
     for one in top:
         attributes = " ".join(f"{key}={value}" for key, value in one.attributes.items() if key != "host.name")
         values = [human_value(value, one.unit) for value in (one.p50, one.p95, one.p99)]
-        table.add_row(one.service, one.metric, attributes, human_rate(one.samples_per_second), *values)
+        rows.append([one.service, one.metric, attributes, human_rate(one.samples_per_second), *values])
+    for number, (name, share) in enumerate(COLUMNS.items()):
+        if share:
+            if name != "attributes" or any(row[number] for row in rows):
+                table.add_column(name, overflow="ellipsis", no_wrap=True, ratio=share)
+        else:  # a number that is cut off says nothing: the texts share what is left
+            width = max([len(name), *(len(row[number]) for row in rows)])
+            table.add_column(name, justify="right", no_wrap=True, width=width)
+    for row in rows:
+        cells = [Text(cell) for cell in row]
+        table.add_row(*(cells if len(table.columns) == len(cells) else cells[:2] + cells[3:]))
     return table

@@ -138,7 +138,7 @@ def _watch(stack: Stack, signals: Signals, duration_s: float | None, console: Co
             rate = (samples - last[1]) / (now_s - last[0]) if last else 0.0
             last = now_s, samples
             if console.is_terminal:
-                live.update(screen(overview, rate, stack.endpoints.clickhouse_url), refresh=True)
+                live.update(screen(overview, rate, stack.endpoints.clickhouse_url, console.height), refresh=True)
             else:
                 log.info("%s", line(overview, rate))
 

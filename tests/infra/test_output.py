@@ -1,0 +1,82 @@
+"""What is printed can be read back exactly; a table is for people."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tailrace_infra import output
+from tailrace_infra.output import Format, write_rows
+
+COLUMNS = ["a", "b"]
+
+
+def printed(capsys: pytest.CaptureFixture[str], rows: list[list[Any]], format: Format) -> str:
+    write_rows(COLUMNS, rows, format)
+    return capsys.readouterr().out
+
+
+@given(st.lists(st.tuples(st.floats(allow_nan=False, allow_infinity=False), st.text()), max_size=5))
+def test_json_is_an_array_of_objects_that_keeps_every_digit(rows: list[tuple[float, str]]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdout", out := io.StringIO())
+        write_rows(COLUMNS, rows, Format.JSON)
+    assert [tuple(row.values()) for row in json.loads(out.getvalue())] == rows
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        (math.nan, None), (math.inf, None), ([1, None, math.nan], [1, None, None]), ({"k": 1.5}, {"k": 1.5}),
+        (1 << 63, 1 << 63), (True, True), ("[red]", "[red]"), (b"ab", "ab"), ((1, "x"), [1, "x"]),
+        (Decimal("1.2500"), "1.2500"), (date(2026, 1, 2), "2026-01-02"),
+        (datetime(2026, 1, 2, 3, 4, 5), "2026-01-02T03:04:05Z"),
+        (datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC), "2026-01-02T03:04:05.000678Z"),
+        (datetime(2026, 1, 2, tzinfo=timezone(timedelta(hours=1))), "2026-01-02T00:00:00+01:00"),
+    ],
+)  # fmt: skip
+def test_every_type_has_its_form_in_json_and_csv(value: Any, plain: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert json.loads(printed(capsys, [[value, 0]], Format.JSON)) == [{"a": plain, "b": 0}]
+    cell = next(csv.DictReader(io.StringIO(printed(capsys, [[value, 0]], Format.CSV))))["a"]
+    assert cell == ("" if plain is None else plain if isinstance(plain, str) else json.dumps(plain))
+
+
+def test_csv_quotes_what_has_to_be(capsys: pytest.CaptureFixture[str]) -> None:
+    out = printed(capsys, [['x,"y"\nz', 0.1 + 0.2]], Format.CSV)
+    assert list(csv.reader(io.StringIO(out))) == [["a", "b"], ['x,"y"\nz', "0.30000000000000004"]]
+    assert "\r" not in out
+
+
+def test_a_table_shows_brackets_and_short_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    out = printed(capsys, [["[red]/[/x]", 1 / 3], [None, 12.0]], Format.TABLE)
+    assert "[red]/[/x]" in out
+    assert "0.333333 " in out
+    assert max(map(len, out.splitlines())) < 40
+
+
+def test_a_long_table_ends_and_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "TABLE_ROWS_MAX", 3)
+
+    def rows() -> Iterator[list[int]]:
+        yield from ([number, 0] for number in range(4))
+        raise AssertionError("nobody asked for a fifth row")
+
+    write_rows(COLUMNS, rows(), Format.TABLE)
+    out, err = capsys.readouterr()
+    assert "│ 2 │ 0 │" in out
+    assert "│ 3 │" not in out
+    assert "--format csv or json" in err
+
+
+@pytest.mark.parametrize(("format", "text"), [(Format.JSON, "[]\n"), (Format.CSV, "a,b\n")])
+def test_no_rows(format: Format, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert printed(capsys, [], format) == text
+    write_rows([], [], format)
+    assert capsys.readouterr().out == ("[]\n" if format is Format.JSON else "")

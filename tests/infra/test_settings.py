@@ -1,0 +1,83 @@
+"""Settings are strict: what is unknown or wrong is an error that names the place and what is allowed."""
+
+from pathlib import Path
+
+import pytest
+from tailrace_flows.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(text: str) -> None:
+    Path("tailrace.toml").write_text(text)
+
+
+def test_the_environment_wins_over_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    write('[kafka]\ngroup_id = "file"\ntopic_prefix = "file"\n[kafka.properties]\n"socket.keepalive.enable" = true\n')
+    monkeypatch.setenv("TAILRACE_KAFKA__GROUP_ID", "variable")
+    monkeypatch.setenv("TAILRACE_KAFKA__PROPERTIES", '{"acks": 1}')
+    kafka = Settings().kafka
+    assert (kafka.group_id, kafka.topic_prefix) == ("variable", "file")
+    assert kafka.properties == {"socket.keepalive.enable": "true", "acks": "1"}
+    assert Settings(kafka={"group_id": "flag"}).kafka.group_id == "flag"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("kafk = 1\n", r"tailrace\.toml:1: there is no setting 'kafk'; allowed are: kafka, clickhouse"),
+        ("\n[nope]\nx = 1\n", r"tailrace\.toml:2: there is no setting 'nope'"),
+        ('[windows]\nscale = 6\n# x\n[kafka]\n"scale" = 1\n', r"toml:5: .*'kafka\.scale'; allowed are: bootstrap_serv"),
+        ("kafka = {nope = 1}\n", r"tailrace\.toml: there is no setting 'kafka\.nope'"),
+        ("[kafka]\npassword_file = 1\n", r"toml:2: there is no setting 'kafka\.password_file'"),
+        ("kafka = 3\n", r"toml:1: kafka is a table: \[kafka\]"),
+        ("[kafka\n", r"tailrace\.toml: .*line 1"),
+        ("[windows]\nscale = 9\n", r"windows\.scale"),
+        ("[windows]\nmax_future_s = 99\n", "max_future_s 99.0 exceeds lateness_s 60.0"),
+    ],
+)
+def test_what_is_wrong_in_the_file_is_named(text: str, message: str) -> None:
+    write(text)
+    with pytest.raises(ValueError, match=message):
+        Settings()
+
+
+def test_a_variable_of_a_section_that_is_none_of_its_settings_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAILRACE_KAFKA__GROUP", "x")
+    with pytest.raises(ValueError, match=r"TAILRACE_KAFKA__GROUP: there is no such setting.*TAILRACE_KAFKA__GROUP_ID"):
+        Settings()
+
+
+def test_other_variables_are_none_of_its_business(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAILRACE_TEST_DATA", "x")
+    monkeypatch.setenv("TAILRACE_OTHER__THING", "x")
+    assert Settings() == Settings()
+
+
+def test_another_file_must_exist(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
+    monkeypatch.setenv("TAILRACE_CONFIG", str(directory / "other.toml"))
+    with pytest.raises(ValueError, match=r"TAILRACE_CONFIG names .*other\.toml, which does not exist"):
+        Settings()
+    (directory / "other.toml").write_text("[windows]\nscale = 3\n")
+    assert Settings().windows.scale == 3
+
+
+@pytest.mark.parametrize("section", ["kafka", "clickhouse"])
+def test_a_password_comes_from_a_file_and_is_never_shown(
+    section: str, monkeypatch: pytest.MonkeyPatch, directory: Path
+) -> None:
+    (directory / "secret").write_text("geheim\n")
+    monkeypatch.setenv(f"TAILRACE_{section.upper()}__PASSWORD_FILE", str(directory / "secret"))
+    settings = Settings()
+    assert getattr(settings, section).password.get_secret_value() == "geheim"
+    assert "geheim" not in repr(settings)
+    monkeypatch.setenv(f"TAILRACE_{section.upper()}__PASSWORD", "variable")
+    assert getattr(Settings(), section).password.get_secret_value() == "variable"
+    monkeypatch.setenv(f"TAILRACE_{section.upper()}__PASSWORD_FILE", str(directory / "none"))
+    monkeypatch.delenv(f"TAILRACE_{section.upper()}__PASSWORD")
+    with pytest.raises(OSError, match="none"):
+        Settings()
