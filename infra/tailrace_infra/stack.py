@@ -199,6 +199,8 @@ def _start_flow(stack: Stack) -> None:
         "TAILRACE_RECOVERY__DIRECTORY": str(directory),
         # The embedded broker keeps 5 MB a partition: too little to read open windows from it again.
         "TAILRACE_RECOVERY__CONTENTS": "snapshot",
+        # And senders go on only as epochs commit.
+        "TAILRACE_RECOVERY__EPOCH_S": "0.25",
     }
     stack.start("flow", "tailrace_infra.run", environment=recovery)
 
