@@ -47,7 +47,8 @@ UNKNOWN_DATABASE: Final = 81
 HOPELESS: Final = frozenset(
     {
         8, 10, 16, 20,  # columns missing, unknown, or of another number
-        27, 36, 43, 44, 47, 48, 50, 53, 70, 72, 117, 349,  # types and values that do not fit
+        36, 43, 44, 47, 48, 50, 53, 70, 190, 349,  # types that do not fit
+        6, 27, 38, 41, 69, 72, 117, 321, 469,  # values that do not fit
         62, 73, 115, 229, 452,  # syntax, format, settings, size
         UNKNOWN_TABLE, UNKNOWN_DATABASE,
         164, 192, 193, 194, 195, 291, 497, 516,  # read-only, users and rights

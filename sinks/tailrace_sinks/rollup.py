@@ -60,7 +60,7 @@ SELECT
     sum(count), sum(sum), min(min), max(max), argMax(last, window_start), sum(increase), sum(resets),
     (arrayReduce(
         'sumMap',
-        [arrayMap(code -> toInt32(intDiv(code, bitShiftLeft(1, 8 - ifNull(min(scale), 8)))), mapKeys(codes))],
+        [arrayMap(code -> toInt32(intDiv(code, bitShiftRight(256, ifNull(min(scale), 8)))), mapKeys(codes))],
         [mapValues(sumMap(mapFromArrays(tailrace_codes_at_8(bucket_index, scale), bucket_count)) AS codes)]
     ) AS sketch).1,
     sketch.2, min(scale), sum(version)

@@ -21,7 +21,7 @@ CREATE OR REPLACE FUNCTION tailrace_bucket_code AS (value, scale) ->
 
 -- Codes at scale 8, where those of all scales compare: a bucket stands at its edge next to zero.
 CREATE OR REPLACE FUNCTION tailrace_codes_at_8 AS (bucket_index, scale) ->
-    arrayMap(code -> toInt32(code * bitShiftLeft(1, 8 - assumeNotNull(scale))), bucket_index);
+    arrayMap(code -> toInt32(code * bitShiftRight(256, assumeNotNull(scale))), bucket_index);
 
 -- Aggregates. The sample of rank max(1, ceil(q * count)) in all selected rows, by the coarsest scale among them. Ranks are
 -- found at scale 8 and the code is then made coarser: dividing keeps the order, so that gives the same code as merging at
@@ -30,7 +30,7 @@ CREATE OR REPLACE FUNCTION tailrace_quantile AS (q, bucket_index, bucket_count, 
     tailrace_bucket_value(
         intDiv(
             quantileExactWeightedArray(q * (1 - 1e-12))(tailrace_codes_at_8(bucket_index, scale), bucket_count),
-            bitShiftLeft(1, 8 - min(scale))),
+            bitShiftRight(256, min(scale))),
         min(scale));
 
 -- Aggregates. The share of samples that are not above x; samples in x's own bucket all count as such.

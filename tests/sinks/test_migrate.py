@@ -1,0 +1,149 @@
+"""Migrations: idempotent, recorded, checked; and the tables they make are those that the code declares."""
+
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from tailrace_flows.settings import ClickHouseSettings
+from tailrace_schemas.rows import COUNTERS, EVENTS, WINDOW_ROWS
+from tailrace_sinks import migrate as module
+from tailrace_sinks.clickhouse import connect
+from tailrace_sinks.migrate import MigrationError, migrate, pending
+
+from tests.sinks.storage import START_S, Storage, row
+
+FILES = ["0001_tables", "0002_functions", "0003_views"]
+TTLS = [
+    "event_rows: keep 395 days", "rows_10s: keep 7 days", "rows_1d: keep 395 days", "rows_1h: keep 395 days",
+    "rows_1m: keep 45 days",
+]  # fmt: skip
+TABLES = {
+    "rows_10s": WINDOW_ROWS, "rows_1m": WINDOW_ROWS, "rows_1h": WINDOW_ROWS, "rows_1d": WINDOW_ROWS,
+    "event_rows": EVENTS, "counter_rows": COUNTERS,
+}  # fmt: skip
+VIEW_COLUMNS = [
+    "metric", "service", "attributes", "kind", "unit", "stream", "window_start", "window_end", "window_seconds",
+    "count", "sum", "min", "max", "mean", "last", "increase", "rate", "resets", "p50", "p90", "p95", "p99", "p999",
+    "bucket_index", "bucket_count", "scale", "version", "series_id",
+]  # fmt: skip
+
+
+def everything(storage: Storage) -> list[tuple[Any, ...]]:
+    return storage.ask(
+        "SELECT name, create_table_query FROM system.tables WHERE database = currentDatabase() ORDER BY 1"
+    )
+
+
+def test_applies_all_once(bare: Storage) -> None:
+    assert pending(bare.client, bare.settings) == FILES
+    assert migrate(bare.client, bare.settings) == FILES + TTLS
+    assert pending(bare.client, bare.settings) == []
+    made = everything(bare)
+    assert migrate(bare.client, bare.settings) == []
+    assert everything(bare) == made
+    assert bare.ask(
+        "SELECT number, name, length(sha256), applied_at > now() - 60 FROM schema_migrations ORDER BY 1"
+    ) == [(number, name, 64, 1) for number, name in enumerate(FILES, 1)]
+
+
+def test_goes_on_where_it_was_interrupted(bare: Storage) -> None:
+    migrate(bare.client, bare.settings)
+    whole = everything(bare)
+    statements = [(migration, statement) for migration in module._known() for statement in migration.statements()]
+    for stop in range(0, len(statements), 4):
+        bare.client.command(f"DROP DATABASE {bare.settings.database}", use_database=False)
+        bare.client.command(f"CREATE DATABASE {bare.settings.database}", use_database=False)
+        for _, statement in statements[:stop]:
+            bare.client.command(statement)
+        assert migrate(bare.client, bare.settings) == FILES + TTLS
+        assert everything(bare) == whole
+
+
+def test_retention_follows_the_settings(storage: Storage) -> None:
+    shorter = storage.settings.model_copy(update={"retention_10s_days": 3, "retention_1h_days": 400})
+    changes = ["event_rows: keep 400 days", "rows_10s: keep 3 days", "rows_1d: keep 400 days", "rows_1h: keep 400 days"]
+    assert pending(storage.client, shorter) == changes
+    assert migrate(storage.client, shorter) == changes
+    assert migrate(storage.client, shorter) == []
+
+
+def test_rows_age_from_when_they_were_stored(storage: Storage) -> None:
+    """So that a replay of old data can be looked at."""
+    storage.write("rows_10s", [row("gauge", START_S - 10 * 365 * 86_400, last=1.0), row("gauge", last=2.0)])
+    assert storage.one("SELECT count() FROM windows") == 2
+    columns = ", ".join(WINDOW_ROWS.names)
+    next_day = columns.replace("window_start", "window_start + 86400")
+    storage.client.command(
+        f"INSERT INTO rows_10s ({columns}, stored_at) SELECT {next_day}, now() - INTERVAL 7 DAY - 1 FROM rows_10s"
+    )
+    storage.client.command("OPTIMIZE TABLE rows_10s FINAL")
+    assert storage.one("SELECT groupArray(last) FROM (SELECT last FROM windows ORDER BY last)") == [1.0, 2.0]
+
+
+def test_an_applied_file_that_changed_is_an_error(storage: Storage) -> None:
+    storage.client.insert(
+        "schema_migrations", [[2, "0002_functions", "0" * 64]], column_names=["number", "name", "sha256"]
+    )
+    for look in (migrate, pending):
+        with pytest.raises(MigrationError, match="0002_functions was applied to the database with other contents"):
+            look(storage.client, storage.settings)
+
+
+def test_a_database_of_a_newer_version_is_an_error(storage: Storage) -> None:
+    storage.client.insert(
+        "schema_migrations", [[900, "0900_future", "0" * 64]], column_names=["number", "name", "sha256"]
+    )
+    with pytest.raises(MigrationError, match="migration 900, which this Tailrace does not know"):
+        migrate(storage.client, storage.settings)
+
+
+def test_databases_on_one_server_do_not_mix(storage: Storage) -> None:
+    other = ClickHouseSettings(url=storage.settings.url, database=storage.settings.database + "_other")
+    with connect(other) as client:
+        migrate(client, other)
+        Storage(client, other).write("rows_10s", [row("gauge", last=1.0)])
+        client.command(f"DROP DATABASE {other.database}", use_database=False)
+    assert storage.one("SELECT count() FROM windows") == 0
+
+
+def clickhouse_type(field: pa.Field) -> str:
+    """The type that takes an Arrow field as it is."""
+    plain = {
+        pa.string(): "String",
+        pa.uint64(): "UInt64",
+        pa.uint32(): "UInt32",
+        pa.int8(): "Int8",
+        pa.float64(): "Float64",
+        pa.timestamp("s", "UTC"): "DateTime('UTC')",
+        pa.timestamp("us", "UTC"): "DateTime64(6, 'UTC')",
+        pa.list_(pa.int32()): "Array(Int32)",
+        pa.list_(pa.uint64()): "Array(UInt64)",
+        pa.map_(pa.string(), pa.string()): "Map(String, String)",
+    }[field.type]
+    return f"Nullable({plain})" if field.nullable else plain
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_tables_have_the_declared_columns(functions: Storage, table: str) -> None:
+    found = functions.ask(
+        "SELECT name, replace(type, 'LowCardinality(String)', 'String') FROM system.columns "
+        "WHERE database = currentDatabase() AND table = {table:String} AND name != 'stored_at' ORDER BY position",
+        table=table,
+    )
+    assert found == [(field.name, clickhouse_type(field)) for field in TABLES[table]]
+
+
+@pytest.mark.parametrize("view", ["windows", "windows_1m", "windows_1h", "windows_1d"])
+def test_views_have_the_contract_s_columns(functions: Storage, view: str) -> None:
+    assert list(functions.client.query(f"SELECT * FROM {view} LIMIT 0").column_names) == VIEW_COLUMNS
+
+
+def test_the_rows_partition_is_a_function_of_their_key(functions: Storage) -> None:
+    rows = functions.ask(
+        "SELECT name, sorting_key, partition_key FROM system.tables "
+        "WHERE database = currentDatabase() AND engine = 'ReplacingMergeTree' AND partition_key != ''"
+    )
+    assert len(rows) == 5
+    for name, sorting, partition in rows:
+        column = partition.split("(")[1].rstrip(")")
+        assert column in sorting.split(", "), name
