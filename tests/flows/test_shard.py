@@ -23,6 +23,42 @@ def test_a_late_correction_is_emitted_before_its_window_is_forgotten() -> None:
     assert versions(machine, 60, 0) == [1, 2]
 
 
+@pytest.mark.parametrize(
+    ("clock_s", "time_s", "late"),
+    [
+        (71.999999, 0.0, False),  # the watermark is 2 s behind; [0, 10) takes samples for 60 s after its end
+        (72.0, 9.999999, True),
+        (72.0, 10.0, False),
+        (121.999999, 50.0, False),
+        (121.999999, 49.999999, True),
+        (122.0, 59.999999, True),  # and here its minute is forgotten
+    ],
+)
+def test_a_window_takes_samples_until_the_watermark_has_passed_its_lateness(
+    clock_s: float, time_s: float, late: bool
+) -> None:
+    for crash in (False, True):
+        w = Writer()
+        log = [w.batch((0, 1.0)), w.batch((clock_s, 1.0)), w.batch((time_s, 1.0))]
+        machine = Machine([log], CONFIG)
+        machine.poll(0, 2)
+        machine.commit()
+        if crash:
+            machine.crash()
+        machine.finish()
+        assert machine.counters.get(("shard 55", "cart", "", Count.LATE), 0) == late
+        check(machine, expect([log], CONFIG))
+
+
+@pytest.mark.parametrize(("clock_s", "closed"), [(11.999999, False), (12.0, True)])
+def test_a_window_closes_when_the_watermark_reaches_its_end(clock_s: float, closed: bool) -> None:
+    w = Writer()
+    machine = Machine([[w.batch((0, 1.0)), w.batch((clock_s, 1.0))]], CONFIG)
+    machine.read_all(1)
+    machine.commit()
+    assert versions(machine, 10, 0) == [1] * closed
+
+
 @pytest.mark.parametrize("kind", ["distribution", "gauge", "counter", "cumulative", "event"])
 def test_late_corrections_of_many_series_are_whole_rows(kind: str) -> None:
     table = tuple(Series("m", kind, "", (("n", f"{number:04d}"),)) for number in range(1500))
