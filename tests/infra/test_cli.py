@@ -1,0 +1,268 @@
+"""Every command as a user runs it, on one running stack and without any."""
+
+import csv
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tailrace_infra.stack import running_endpoints
+
+from tests.infra.command import COMMAND, Up, tailrace, up
+from tests.infra.waiting import eventually
+
+pytest.importorskip("chdb")
+
+COMMANDS = [
+    "up", "run", "agent", "replay", "sql", "migrate", "topics", "check", "status", "kafka start", "kafka stop",
+]  # fmt: skip
+NOWHERE = {
+    "TAILRACE_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1",
+    "TAILRACE_CLICKHOUSE__URL": "http://127.0.0.1:1",
+}
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    with up(tmp_path_factory.mktemp("up") / "data", TAILRACE_RECOVERY__EPOCH_S="0.2") as running:
+        running.endpoints()
+        yield running
+
+
+def json_of(*arguments: str) -> list[dict[str, Any]]:
+    done = tailrace(*arguments, "--format", "json")
+    assert done.returncode == 0, done.stderr
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
+
+
+def write_samples(path: Path, seed: int = 1, steps: int = 600) -> int:
+    """A CSV of every kind; how many samples it has."""
+    rng = random.Random(seed)
+    with path.open("w") as file:
+        file.write("time,metric,value,kind,unit,service,http.route\n")
+        for step in range(steps):
+            time = f"{1_767_225_600 + step / 10:.1f}"
+            file.write(f"{time},duration,{rng.lognormvariate(-3, 1)},distribution,s,shop-{seed},/a\n")
+            file.write(f"{time},requests,2,counter,1,shop-{seed},/a\n")
+            file.write(f"{time},bytes,{step * 10},cumulative,By,shop-{seed},/a\n")
+            file.write(f"{time},queue,{step % 50},gauge,1,stock-{seed},\n")
+        file.write(f"{time},deploy,1,event,,shop-{seed},/a\n")
+    return 4 * steps + 1
+
+
+ROWS = """
+SELECT * FROM windows WHERE service IN ('shop-{seed}', 'stock-{seed}') ORDER BY service, metric, window_start
+"""
+
+
+# Without any server
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_has_examples_and_explains_every_option(command: str) -> None:
+    done = tailrace(*command.split(), "-h", environment={"COLUMNS": "120"})
+    assert done.returncode == 0
+    if command:
+        assert f"tailrace {command}" in done.stdout.split("Examples:")[1]
+    assert "--help" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["bogus"], "No such command 'bogus'"),
+        (["up", "--duration", "x"], "--duration"),
+        (["up", "--clickhouse-port", "99999"], "--clickhouse-port"),
+        (["run", "other"], "windows"),
+        (["replay", "/no/such/file"], "/no/such/file"),
+        (["sql", "SELECT 1", "--format", "xml"], "--format"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(arguments: list[str], text: str) -> None:
+    done = tailrace(*arguments, environment={"COLUMNS": "200"})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert text in done.stderr
+
+
+def test_wrong_settings_are_exit_code_2_and_name_the_place(tmp_path: Path) -> None:
+    (tmp_path / "tailrace.toml").write_text("[kafka]\nbootstrap = 'x'\n")
+    done = tailrace("check", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "tailrace.toml:2: there is no setting 'kafka.bootstrap'" in done.stderr
+
+
+def test_check_says_what_to_do_and_is_exit_code_1() -> None:
+    done = tailrace("check", "--format", "json", environment=NOWHERE)
+    assert done.returncode == 1
+    found = {row["check"]: row for row in json.loads(done.stdout)}
+    assert {name for name, row in found.items() if row["ok"]} == {"settings"}
+    assert "127.0.0.1:1" in found["kafka"]["detail"]
+    assert "`tailrace up`" in found["kafka"]["detail"]
+    assert "Connection refused" in found["clickhouse"]["detail"]
+    assert not done.stderr
+
+
+@pytest.mark.parametrize("command", [["sql", "SELECT 1"], ["migrate"], ["status"], ["topics"]])
+def test_servers_that_are_away_are_named_in_one_line(command: list[str]) -> None:
+    done = tailrace(*command, environment=NOWHERE)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "127.0.0.1:1" in done.stderr
+    assert "Connection refused" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", [["check"], ["status"], ["agent"], ["migrate"], ["replay", __file__]])
+def test_a_directory_on_which_nothing_runs(command: list[str], tmp_path: Path) -> None:
+    done = tailrace(*command, "--data-dir", str(tmp_path))
+    assert done.returncode == 1
+    assert f"no stack runs on {tmp_path}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("missing.csv", b"time,value\n1,2\n", "no column 'metric'; found: time, value"),
+        ("empty.csv", b"", "empty.csv"),
+        ("bad.csv", b"time,metric,value\n" + b"x,y,z\n" * 50, "bad.csv"),
+        ("bytes.csv", bytes(range(256)) * 40, "bytes.csv"),
+        ("bad.parquet", b"PAR1 nothing", "bad.parquet"),
+    ],
+)
+def test_a_file_that_cannot_be_replayed(stack: Up, name: str, content: bytes, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    done = tailrace("replay", str(tmp_path / name), "--data-dir", str(stack.data_dir))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# On a running stack
+
+
+def test_sql_gives_exact_values(stack: Up) -> None:
+    query = """SELECT 0.1 + 0.2 AS f, nan AS n, [1, NULL] AS a, map('k', 1.5) AS m, toUInt64(18446744073709551615) AS u,
+               toDateTime('2026-01-02 03:04:05', 'UTC') AS t, toFixedString('ab', 2) AS x, '[red]' AS s"""
+    found = json_of("sql", "--data-dir", str(stack.data_dir), query)
+    assert found == [
+        {
+            "f": 0.1 + 0.2, "n": None, "a": [1, None], "m": {"k": 1.5}, "u": 2**64 - 1,
+            "t": "2026-01-02T03:04:05Z", "x": "ab", "s": "[red]",
+        }
+    ]  # fmt: skip
+    done = tailrace("sql", "--data-dir", str(stack.data_dir), "-f", "csv", "-", stdin=query)
+    assert next(csv.DictReader(io.StringIO(done.stdout)))["f"] == repr(0.1 + 0.2)
+
+
+def test_sql_only_reads_unless_told_otherwise(stack: Up) -> None:
+    data_dir = ["--data-dir", str(stack.data_dir)]
+    create = "CREATE TABLE mine (a Int32) ENGINE = MergeTree ORDER BY a"
+    refused = tailrace("sql", *data_dir, create)
+    assert refused.returncode == 1
+    assert "--write" in refused.stderr
+    for statement in (create, "INSERT INTO mine VALUES (1), (2)"):
+        done = tailrace("sql", *data_dir, "--write", statement)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert json_of("sql", *data_dir, "SELECT sum(a) AS n FROM mine -- so it is;") == [{"n": 3}]
+
+
+@pytest.mark.parametrize(
+    ("query", "text"),
+    [
+        ("SELECT '[/red]' FROM nowhere", "Unknown table expression identifier 'nowhere'"),
+        ("SELEC 1", "Syntax error"),
+        ("SELECT 1 FORMAT JSON", "Leave out FORMAT"),
+        ("SELECT throwIf(number = 500000) FROM numbers(1000000)", "throwIf"),
+        (" ", "empty"),
+    ],
+)
+def test_sql_errors_are_clickhouse_s_own(stack: Up, query: str, text: str) -> None:
+    done = tailrace("sql", "--data-dir", str(stack.data_dir), query)
+    assert done.returncode == 1
+    assert text in done.stderr
+    for noise in ("http://", "Native", "Traceback", "(version"):
+        assert noise not in done.stderr
+
+
+def test_sql_ends_quietly_when_its_reader_has_seen_enough(stack: Up) -> None:
+    command = [*COMMAND, "sql", "--data-dir", str(stack.data_dir), "-f", "csv", "SELECT number FROM numbers(10000000)"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        assert running.stdout.readline() == b"number\n"
+        running.stdout.close()
+        assert running.stderr.read() == b""
+
+
+def test_the_servers_that_settings_name_win_over_the_default_directory(stack: Up) -> None:
+    beside = stack.data_dir.parent
+    (beside / "tailrace-data").symlink_to(stack.data_dir)
+    assert tailrace("sql", "SELECT 1", cwd=beside).returncode == 0
+    assert tailrace("sql", "SELECT 1", cwd=beside, environment=NOWHERE).returncode == 1
+    assert tailrace("status", cwd=beside, environment=NOWHERE).returncode == 1
+
+
+def test_check_status_topics_and_migrate(stack: Up) -> None:
+    data_dir = ["--data-dir", str(stack.data_dir)]
+    assert all(row["ok"] for row in json_of("check", *data_dir))
+    eventually(lambda: {row["figure"]: row["value"] for row in json_of("status", *data_dir)}.get("samples"), 30)
+    figures = {row["figure"]: row["value"] for row in json_of("status", *data_dir)}
+    assert figures["lag_records"] >= 0
+    assert {row["topic"] for row in json_of("topics", *data_dir)} >= {"tailrace.samples", "tailrace.dead-letters"}
+    assert json_of("migrate", *data_dir) == [{"migration": "all", "state": "up to date"}]
+
+
+def test_the_agent_sends_to_a_running_stack(stack: Up) -> None:
+    data_dir = ["--data-dir", str(stack.data_dir)]
+    done = tailrace("agent", *data_dir, "--service", "second", "--interval", "0.2", "--duration", "1.5")
+    assert done.returncode == 0
+    assert "dropped={}" in done.stderr
+
+    def counted() -> list[dict[str, Any]]:
+        return json_of("sql", *data_dir, "SELECT value FROM counters WHERE service = 'second' AND name = 'samples'")
+
+    assert f"recorded={eventually(counted, 30)[0]['value']}," in done.stderr
+
+
+def test_a_replay_into_a_running_stack_and_again(stack: Up, tmp_path: Path) -> None:
+    samples = write_samples(tmp_path / "file.csv")
+    replay = ["replay", str(tmp_path / "file.csv"), "--data-dir", str(stack.data_dir)]
+    first = {row["figure"]: row["value"] for row in json_of(*replay)}
+    assert (first["samples_sent"], first["samples"], first["services"]) == (samples, samples, 2)
+    query = ["sql", "--data-dir", str(stack.data_dir), ROWS.format(seed=1)]
+    before = json_of(*query)
+    assert {row["kind"] for row in before} == {"distribution", "counter", "cumulative", "gauge", "event"}
+    again = {row["figure"]: row["value"] for row in json_of(*replay)}
+    assert (again["samples"], again["duplicate_samples"]) == (samples, samples)
+    assert json_of(*query) == before
+
+
+# On a directory on which nothing runs
+
+
+def test_an_embedded_replay_that_is_interrupted_goes_on_when_it_is_repeated(tmp_path: Path) -> None:
+    samples = write_samples(tmp_path / "file.csv", seed=2, steps=20_000)
+    data_dir = tmp_path / "data"
+    command = ["replay", str(tmp_path / "file.csv"), "--embedded", "--data-dir", str(data_dir)]
+    interrupted = subprocess.Popen(
+        [*COMMAND, *command, "--speed", "200"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    eventually(lambda: running_endpoints(data_dir) or interrupted.poll() is not None, 60)
+    os.killpg(interrupted.pid, signal.SIGINT)
+    _, told = interrupted.communicate(timeout=40)
+    assert interrupted.returncode == 1
+    assert "run the same command again" in told
+    assert "Traceback" not in told
+    figures = {row["figure"]: row["value"] for row in json_of(*command)}
+    assert (figures["samples_sent"], figures["samples"]) == (samples, samples)
+    done = tailrace(
+        "sql", "--data-dir", str(data_dir), "-f", "csv", "SELECT sum(count) FROM windows WHERE stream != ''"
+    )
+    assert (done.stdout.splitlines()[1:], done.stderr) == ([str(samples)], "")

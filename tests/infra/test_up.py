@@ -1,0 +1,151 @@
+"""`tailrace up`: it stores what it collects, and however it ends, nothing of it is left running."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+from tailrace_infra.stack import running_endpoints
+
+from tests.infra.command import embedded, tailrace, up
+from tests.infra.waiting import eventually, gone
+
+pytest.importorskip("chdb")
+
+HOST = """
+SELECT metric, attributes['system.filesystem.mountpoint'] AS mount, argMax(last, window_start) AS last,
+       min(min) AS least, max(max) AS most
+FROM windows WHERE kind = 'gauge' AND service = 'host' GROUP BY metric, mount
+"""
+
+
+def test_what_the_agent_collects_is_stored_and_is_what_psutil_reads(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    cpu, memory = [], []
+    with up(data_dir, "--duration", "20") as running:
+        running.endpoints()
+        psutil.cpu_percent()
+        while running.process.poll() is None:
+            try:
+                running.process.wait(0.5)
+            except subprocess.TimeoutExpired:
+                cpu.append(psutil.cpu_percent() / 100)
+                memory.append(psutil.virtual_memory().percent / 100)
+        disk = psutil.disk_usage("/").percent / 100
+        assert running.wait() == 0, running.output()
+        assert len(re.findall(r"samples=\d+ rate=", running.output())) in (2, 3), "a line every 10 s"
+    log = (data_dir / "logs" / "agent.log").read_text()
+    recorded, dropped = re.search(r"recorded=(\d+), .*dropped=(\{.*?\})", log).groups()  # type: ignore[union-attr]
+    assert dropped == "{}"
+    with embedded(data_dir) as client:
+        assert client.query("SELECT name, value FROM counters").result_rows == [("samples", int(recorded))]
+        assert client.query("SELECT sum(count) FROM windows").result_rows == [(int(recorded),)]
+        found = {(row["metric"], row["mount"]): row for row in client.query(HOST).named_results()}
+    stored = found["system.memory.utilization", ""]
+    assert min(memory) - 0.02 <= stored["last"] <= max(memory) + 0.02
+    assert found["system.filesystem.utilization", "/"]["last"] == pytest.approx(disk, abs=0.02)
+    busiest = found["system.cpu.utilization", ""]
+    # Not the same half seconds, but the same load.
+    assert busiest["least"] - 0.35 <= sum(cpu) / len(cpu) <= busiest["most"] + 0.35
+
+
+@pytest.mark.parametrize("group", [True, False], ids=["terminal", "kill"])
+def test_ctrl_c_at_any_moment_leaves_nothing_running(tmp_path: Path, group: bool) -> None:
+    data_dir = tmp_path / "data"
+    # While modules are loaded, while ClickHouse opens, while the flow starts, and when everything runs.
+    for marker in ("", "ClickHouse", "flow is starting", "try:"):
+        with up(data_dir) as running:
+            eventually(lambda marker=marker, running=running: marker in running.output(), 60)  # type: ignore[misc]
+            if marker != "try:" or group:
+                running.signal(signal.SIGINT, group=group)
+            else:
+                running.signal(signal.SIGTERM)
+            code = running.wait()
+            assert "Traceback" not in running.output()
+            # Before the command has begun Python's own answer to the signal is as good.
+            assert code in ((0, 130, 1, -signal.SIGINT) if not marker else (0,)), running.output()
+        assert not (data_dir / "run.json").exists()
+        (tmp_path / "data.out").unlink()
+
+
+def test_a_second_one_is_told_of_the_first_and_a_second_ctrl_c_hurries(tmp_path: Path) -> None:
+    with up(tmp_path / "data") as running:
+        eventually(lambda: "try:" in running.output(), 60)
+        second = tailrace("up", "--data-dir", str(tmp_path / "data"), "--clickhouse-port", "0")
+        assert second.returncode == 1
+        assert f"is in use by process {running.process.pid}" in second.stderr
+        assert len(second.stderr.splitlines()) == 1
+        running.signal(signal.SIGINT, group=True)
+        eventually(lambda: "stopping" in running.output(), 20)
+        for _ in range(3):
+            running.signal(signal.SIGINT, group=True)
+        assert running.wait() == 0
+        assert "Traceback" not in running.output()
+
+
+def test_a_kill_of_the_parent_ends_the_parts_and_the_next_start_works_at_once(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    with up(data_dir) as running:
+        running.endpoints()
+        parts = running.all_parts()
+        running.signal(signal.SIGKILL)
+        running.wait()
+        # Its pid in what is left may be anybody's by now.
+        left = (data_dir / "run.json").read_text()
+        (data_dir / "run.json").write_text(left.replace(str(running.process.pid), str(os.getpid())))
+        assert running_endpoints(data_dir) is None
+        with up(data_dir, "--duration", "1") as again:
+            assert again.wait(60) == 0, again.output()
+        assert all(gone(part.pid) for part in parts.values())
+
+
+@pytest.mark.parametrize("part", ["run", "clickhouse", "broker"])
+def test_a_part_that_dies_ends_it_with_its_name_and_log(tmp_path: Path, part: str) -> None:
+    with up(tmp_path / "data") as running:
+        running.all_parts()
+        eventually(lambda: "try:" in running.output(), 30)
+        running.parts()[part].kill()
+        assert running.wait() == 1
+        name = "flow" if part == "run" else part
+        assert f"{name} has ended by itself" in running.output()
+        assert f"{name}.log" in running.output()
+        assert "Traceback" not in running.output()
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = tailrace("up", "--data-dir", str(tmp_path / "data"), "--clickhouse-port", port)
+    assert done.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
+    assert len(done.stderr.splitlines()) == 2, "where it was, and what was wrong"
+
+
+@pytest.mark.parametrize("command", [["up"], ["replay", __file__, "--embedded"]])
+def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path, command: list[str]) -> None:
+    (tmp_path / "file").touch()
+    done = tailrace(*command, "--data-dir", str(tmp_path / "file" / "data"))
+    assert done.returncode == 1
+    assert str(tmp_path / "file") in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_full_disk_is_said(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("only root may mount a small disk")
+    try:
+        done = tailrace("up", "--data-dir", str(disk / "data"), "--clickhouse-port", "0")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    assert done.returncode == 1
+    assert "free some space" in done.stderr
+    assert "Traceback" not in done.stderr
