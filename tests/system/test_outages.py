@@ -89,27 +89,33 @@ STOP_S = 5.0 + 1.0
 # -- ClickHouse -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", [Mode.REFUSE, Mode.HANG, Mode.CUT])
-def test_rows_are_exact_when_clickhouse_fails_for_a_while(
-    embedded_broker: str, clickhouse_url: str, tmp_path: Path, mode: Mode
+def test_rows_are_exact_when_clickhouse_refuses_hangs_and_cuts_inserts_it_took(
+    embedded_broker: str, clickhouse_url: str, tmp_path: Path
 ) -> None:
-    made = make_workload(seed=21, services=2, steps=160)
+    made = make_workload(seed=21, services=2, steps=240)
     with (
         proxy_to(clickhouse_url) as proxy,
-        bench(embedded_broker, clickhouse_url, tmp_path, mode.value, "replay") as b,
+        bench(embedded_broker, clickhouse_url, tmp_path, "fails", "replay") as b,
         flow_of(b, TAILRACE_CLICKHOUSE__URL=proxy.url),
-        b.sending(made.messages, 4),
+        b.sending(made.messages, 9),
     ):
-        eventually(lambda: b.counters().get("samples"), 30)
-        proxy.mode = mode
-        if mode is Mode.REFUSE:
-            eventually(lambda: b.log().count("not written, again") >= 4, 30)
-        else:
-            eventually(lambda: proxy.cuts >= 4 or proxy.held >= 1, 30)
-        before = b.counters()["samples"]
-        proxy.mode = Mode.PASS
-        eventually(lambda: b.counters()["samples"] > before, 30)
+        counted = 0
+        for mode in (Mode.CUT, Mode.HANG, Mode.REFUSE):
+            counted = await_more_than(b, counted)
+            proxy.mode = mode
+            if mode is Mode.REFUSE:
+                refused = b.log().count("not written, again")
+                eventually(lambda refused=refused: b.log().count("not written, again") >= refused + 4, 30)
+            else:
+                eventually(lambda mode=mode: proxy.cuts >= 4 if mode is Mode.CUT else proxy.held, 30)
+            proxy.mode = Mode.PASS
+        await_more_than(b, counted)
         assert_stored(b, made)
+
+
+def await_more_than(b: Bench, counted: int) -> int:
+    """Until more samples are counted; how many."""
+    return eventually(lambda: (now := b.counters().get("samples", 0)) > counted and now, 30)
 
 
 def test_rows_are_exact_when_clickhouse_is_killed_and_started_again(embedded_broker: str, tmp_path: Path) -> None:
@@ -318,10 +324,9 @@ def test_bad_and_late_samples_are_counted_once_although_the_flow_is_killed(
             more["late_samples"] += 2
     with bench(embedded_broker, clickhouse_url, tmp_path, "spoilt", "replay") as b:
         with b.sending(messages, 5):
-            for least in (0, 5_000):
-                flow = b.start_flow()
-                eventually(lambda least=least: b.counters().get("samples", 0) > least, 30)
-                kill(flow)
+            flow = b.start_flow()
+            eventually(lambda: b.counters().get("samples", 0) > 5_000, 30)
+            kill(flow)
             with flow_of(b):
                 assert_stored(b, made, **more)
         topics = b.settings.kafka.topics
@@ -345,27 +350,26 @@ def test_wall_time_closes_the_windows_of_a_silent_service(
         b.send(b.producer(), [("svc", batch_of([1.0, 2.0], first)), ("svc", batch_of([3.0], now_us()))])
         with flow_of(b, **settings):
             eventually(lambda: stored_samples(b) == 2, 20)
-            # The window that holds now is open until it is over.
-            assert now_us() < first + 20_000_000 or stored_samples(b) == 3
-            eventually(lambda: stored_samples(b) == 3, 20)
+            # The drain stores it: nothing else closes the window that holds now.
+            assert stored_samples(b) == 2 or now_us() > first + 20_000_000
+        assert stored_samples(b) == 3
 
 
 # -- stops ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("contents", ["replay", "snapshot"])
 def test_stops_during_load_are_quick_and_leave_no_gap_and_no_double_count(
-    embedded_broker: str, clickhouse_url: str, tmp_path: Path, contents: str
+    embedded_broker: str, clickhouse_url: str, tmp_path: Path
 ) -> None:
     made = make_workload(seed=27, services=2, steps=300)
     with (
-        bench(embedded_broker, clickhouse_url, tmp_path, f"stops_{contents}", contents) as b,
+        bench(embedded_broker, clickhouse_url, tmp_path, "stops", "replay") as b,
         b.sending(made.messages, 6),
     ):
         counted = 0
         for number in (signal.SIGTERM, signal.SIGINT):
             flow = b.start_flow()
-            eventually(lambda counted=counted: b.counters().get("samples", 0) > counted, 30)
+            await_more_than(b, counted)
             assert stop(flow, number) < STOP_S
             counted = b.counters()["samples"]
         with flow_of(b):
