@@ -3,6 +3,7 @@
 import pickle
 
 import pytest
+from tailrace_flows.core.chunk import Mark
 from tailrace_flows.core.counters import Count
 from tailrace_flows.core.partition import Partition, PoisonedError
 from tailrace_flows.core.shard import Shard
@@ -162,6 +163,19 @@ def test_a_service_is_idle_when_every_partition_that_carried_it_is() -> None:
     idle(machine, 8)
     machine.commit()
     assert [row["count"] for row in machine.rows.values()] == [3]
+
+
+def test_idle_marks_end_when_everything_is_retired() -> None:
+    w = Writer()
+    machine = Machine([[w.batch((1, 1.0))]], CONFIG, now_us=START_US + 3 * S)
+    machine.read_all()
+    machine.wait(60)
+    (shard, mark), *others = machine.partitions[0].idle_marks(machine.now_us)
+    assert (shard, mark, others) == ("55", Mark(0, "cart", "", machine.now_us, True), [])
+    machine.wait(60)
+    assert machine.partitions[0].idle_marks(machine.now_us)
+    machine.wait(60)
+    assert not machine.partitions[0].idle_marks(machine.now_us)
 
 
 def test_batches_without_samples_keep_no_service_from_being_idle() -> None:

@@ -59,6 +59,50 @@ def test_a_window_closes_when_the_watermark_reaches_its_end(clock_s: float, clos
     assert versions(machine, 10, 0) == [1] * closed
 
 
+def test_the_last_value_is_that_of_the_latest_time_and_of_equal_times_the_larger() -> None:
+    gauge = Series("level", "gauge")
+    w = Writer()
+    run(
+        w.batch((1, 5.0), series=gauge),
+        w.batch((30, 1.0), series=gauge),  # folds the first window
+        w.batch((2, 3.0), series=gauge),
+        w.batch((50, 1.0), (51, 2.0), (51, 1.5), series=gauge),
+        w.batch((1.5, 9.0), (2, 2.0), series=gauge),
+        w.batch((70, 1.0), (51, 1.7), series=gauge),
+        w.batch((2, 4.0), series=gauge),
+    )
+
+
+def test_a_drain_closes_nothing() -> None:
+    for hold in (True, False):
+        w = Writer()
+        machine = Machine([[w.batch((1, 1.0))]], CONFIG, hold=hold)
+        machine.read_all()
+        machine.drain()
+        machine.append([[w.batch((2, 1.0)), w.batch((3, 1.0), (11, 1.0))]])
+        machine.read_all()
+        machine.wait(2)
+        machine.commit()
+        assert versions(machine, 10, 0) == [1]  # provisional
+        machine.append([[w.batch((15, 1.0))]])
+        machine.read_all()
+        machine.commit()
+        assert versions(machine, 10, 0) == [1, 3]
+        assert versions(machine, 10, 10) == []
+
+
+def test_a_stream_that_is_forgotten_unclosed_is_written_first() -> None:
+    w = Writer()
+    machine = Machine([[w.batch((1, 1.0))]], CONFIG)
+    machine.read_all()
+    machine.wait(DAY_S - 1)  # no idle mark comes: the partition is never read to its end
+    machine.commit()
+    assert versions(machine, 10, 0) == versions(machine, 60, 0) == []
+    machine.wait(1)
+    machine.commit()
+    assert versions(machine, 10, 0) == versions(machine, 60, 0) == [1]
+
+
 @pytest.mark.parametrize("kind", ["distribution", "gauge", "counter", "cumulative", "event"])
 def test_late_corrections_of_many_series_are_whole_rows(kind: str) -> None:
     table = tuple(Series("m", kind, "", (("n", f"{number:04d}"),)) for number in range(1500))
@@ -93,6 +137,20 @@ def test_overflowing_sums_harm_nothing_else() -> None:
 
 
 # -- cumulative counters ---------------------------------------------------------------------------------
+
+
+def test_the_version_of_a_counter_s_row_counts_all_its_points() -> None:
+    for hold in (True, False):
+        w = Writer()
+        log = [w.batch((float(second), float(second)), series=TOTAL) for second in range(0, 400, 10)]
+        machine = Machine([log], CONFIG, hold=hold)
+        while machine.poll(0, 1):
+            machine.commit()
+            if machine.polls == 30:
+                machine.crash()
+        machine.finish()
+        points = {key.start_s - START_US // S: row["version"] for key, row in machine.rows.items() if key.seconds == 10}
+        assert points == {second: 1 + second // 10 for second in range(0, 400, 10)}
 
 
 @pytest.mark.parametrize("records", [1, 2, 100])
@@ -203,26 +261,28 @@ def test_a_correction_that_waited_when_the_flow_died_is_emitted_though_nothing_m
         assert versions(machine, 10, 0) == [1, 2], hold
 
 
-def test_corrections_outlive_a_crash_and_the_forgetting_of_unused_series() -> None:
+@pytest.mark.parametrize("lateness_s", [60, 200])  # by 200 s the correction is one of a closed minute too
+def test_corrections_outlive_a_crash_and_the_forgetting_of_unused_series(lateness_s: int) -> None:
     table = tuple(Series("m", "distribution", "", (("n", f"{number:03d}"),)) for number in range(200))
     w = Writer()
     log = [
         w.rows(table, *[(row, 1.0, 1.0) for row in range(200)]),
         w.rows(table, (150, 70.0, 1.0), (151, 70.0, 1.0)),
-        w.rows(table, (150, 100.0, 1.0)),
+        w.rows(table, (150, lateness_s + 40.0, 1.0)),
         w.rows(table, (151, 71.0, 2.0), (199, 72.0, 3.0)),  # late
-        w.rows(table[150:152], (0, 125.0, 1.0)),  # retires the first minute
-        w.rows(table[150:152], (0, 300.0, 1.0)),
+        w.rows(table[150:152], (0, lateness_s + 65.0, 1.0)),  # forgets the first minute
+        w.rows(table[150:152], (0, lateness_s + 240.0, 1.0)),
     ]
+    config = WindowConfig(lateness_s=lateness_s)
     for hold in (True, False):
-        machine = Machine([log], CONFIG, hold=hold)
+        machine = Machine([log], config, hold=hold)
         for _ in range(4):
             machine.poll(0, 1)
         machine.commit()
         machine.crash()
         machine.read_all(1)
         machine.finish()
-        check(machine, expect([log], CONFIG))
+        check(machine, expect([log], config))
 
 
 def test_a_correction_while_another_partition_is_replayed_is_a_whole_row() -> None:
@@ -270,6 +330,19 @@ def test_a_restart_writes_no_settled_row_again() -> None:
             machine.crash()
         machine.finish()
         assert [versions(machine, 10, start) for start in range(0, 360, 10)] == [[2]] * 36
+
+
+def test_what_waits_for_a_replay_is_kept_by_a_crash_before_it() -> None:
+    w = Writer()
+    log = [w.batch((1, 1.0)), w.batch((30, 1.0)), w.batch((5, 2.0))]
+    machine = Machine([log], CONFIG, hold=True)
+    machine.read_all(1)
+    machine.commit()
+    for _ in range(3):
+        machine.crash()
+        machine.commit()  # before anything has been replayed
+    machine.finish()
+    check(machine, expect([log], CONFIG))
 
 
 def test_what_waits_for_a_replay_is_kept_when_the_windows_move_into_the_snapshots() -> None:
