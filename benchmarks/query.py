@@ -60,7 +60,8 @@ INSERT INTO rows_1h ({_COLUMNS})
 WITH {_SERIES.format(series="number % {series:UInt32}")},
     0.45 * 64 / log(2) AS deviation,
     arrayMap(i -> i - 4 * deviation, range(toUInt64(8 * deviation))) AS places,
-    arrayMap(place -> 3600 * per_second * exp(-pow(place / deviation, 2) / 2) / (2.5066 * deviation), places) AS expected,
+    3600 * per_second / (2.5066 * deviation) AS peak,
+    arrayMap(place -> peak * exp(-pow(place / deviation, 2) / 2), places) AS expected,
     arrayMap(n -> toInt64(round(n + sqrt(n) * randNormal(0, 1, n))), expected) AS drawn,
     tailrace_bucket_code(median, 6) AS middle,
     arrayFilter((code, n) -> n > 0, arrayMap(place -> middle + toInt32(place), places), drawn) AS codes,
@@ -123,7 +124,7 @@ def _measure(client: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
     end_s = START_S + DAYS * 86_400
     _fill(client, "10 s rows", _INSERT_10S, series, series * windows, end_s - 10 * windows)
     _fill(client, "1 h rows", _INSERT_1H, series, series * DAYS * 24, START_S)
-    results = [_time_rollup(client, series, end_s)]
+    rolled_up = _time_rollup(client, series, end_s)
     _settle(client)
     everything_s = end_s - 10 * windows
     cases = [
@@ -134,9 +135,7 @@ def _measure(client: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
         Case("p99, 30 days", "windows_1h", series, START_S, None),
         Case("p99, all 10 s rows", "windows", series, everything_s, None),
     ]
-    for case in cases:
-        results.append(_time(client, case, options.runs if case.goal_s else 3))
-    return results
+    return [*(_time(client, case, options.runs if case.goal_s else 3) for case in cases), rolled_up]
 
 
 def _fill(client: Any, what: str, insert: str, series: int, rows: int, start_s: int) -> None:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import clickhouse_connect
 import pyarrow as pa
+from clickhouse_connect.driver.exceptions import DataError, NotSupportedError, ProgrammingError
 from clickhouse_connect.driver.exceptions import Error as DriverError
 from urllib3.exceptions import HTTPError
 
@@ -231,7 +232,8 @@ class ClickHouseWriter:
 
     def _note(self, table: str, error: Exception) -> None:
         code = getattr(error, "code", None)
-        if code in HOPELESS:
+        # What the driver itself refuses has no code.
+        if code in HOPELESS or isinstance(error, (ProgrammingError, DataError, NotSupportedError)):
             advice = ": run `tailrace migrate`" if code in (UNKNOWN_TABLE, UNKNOWN_DATABASE) else ""
             raise WriteRejectedError(f"{table} does not take the rows{advice}. {error}") from error
         self.stats.retries += 1

@@ -27,6 +27,16 @@ def test_the_highest_version_stands_whatever_order_it_comes_in(
     assert storage.one("SELECT count() FROM rows_10s") == (1 if merged else 3)
 
 
+@pytest.mark.parametrize("condition", ["count = 1", "bucket_count = [1]", "version < 2", "p99 < 0.15", "max = 0.1"])
+def test_a_condition_never_brings_back_an_older_version(storage: Storage, condition: str) -> None:
+    """Conditions are moved before FINAL only where all versions agree."""
+    storage.client.command("SYSTEM STOP MERGES rows_10s")
+    storage.write("rows_10s", [distribution([0.1])])
+    assert storage.one(f"SELECT count() FROM windows WHERE {condition}") == 1
+    storage.write("rows_10s", [distribution([0.2, 0.3])])
+    assert storage.one(f"SELECT count() FROM windows WHERE {condition}") == 0
+
+
 def test_a_later_generation_replaces_a_fuller_row(storage: Storage) -> None:
     storage.write("rows_10s", [distribution([0.1] * 9)])
     storage.write("rows_10s", [distribution([0.1] * 4, generation=1, version=(1 << 48) + 4)])
