@@ -5,7 +5,7 @@ import selectors
 import signal
 import socket
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 SCREEN_S = 2.0
 LINE_S = 10.0
 CATCH_UP_S = 10.0
+DEATH_S = 1.0
 
 
 class _InterruptedError(Exception):
@@ -101,9 +102,17 @@ def run_up(
                 say(f"ClickHouse's HTTP interface is on {stack.endpoints.clickhouse_url}")
                 query = "SELECT metric, count, p99 FROM windows LIMIT 10"
                 say(f'try: tailrace sql --data-dir {data_dir} "{query}"')
-                _watch(stack, signals, duration_s, console)
-                console.print("stopping: storing what was collected ...", style="dim")
-                _finish(stack)
+                try:
+                    _watch(stack, signals, duration_s, console)
+                    console.print("stopping: storing what was collected ...", style="dim")
+                    _finish(stack)
+                except EXPECTED as error:
+                    # A part that has died shows first as a connection refused.
+                    with suppress(_InterruptedError):
+                        signals.wait(DEATH_S, stack.ends())
+                    if failed := stack.failed():
+                        raise _PartFailedError(_ended(stack, failed)) from error
+                    raise
         except _PartFailedError as error:
             fail(str(error))
         except EXPECTED as error:
