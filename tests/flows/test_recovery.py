@@ -1,4 +1,7 @@
-"""The core as the dataflow drives it, against the oracle: any polls, any order, any crashes give the same rows."""
+"""The core as the dataflow drives it, against the oracle: any polls, any order, any crashes give the same rows.
+
+`TAILRACE_TEST_EXAMPLES=5000 pytest tests/flows/test_recovery.py` looks harder, for a quarter of an hour.
+"""
 
 import os
 from collections import defaultdict

@@ -227,22 +227,23 @@ def test_series_that_are_no_longer_used_make_room_below_the_limit(hold: bool, cr
     config = WindowConfig(max_series=100)
     series = [Series("m", "counter", "", (("n", f"{number:03d}"),)) for number in range(200)]
     w = Writer()
-    # All but the last take a slot; then ten are used for long enough that the others are forgotten.
+    # All but the last take a slot; sixty are used on, so that the others are not forgotten yet.
     log = [w.rows(tuple(series[:101]), *((row, 1.0, 1.0) for row in range(101)))]
-    log += [w.rows(tuple(series[:10]), *((row, second, 1.0) for row in range(10))) for second in (70.0, 130.0)]
+    log += [w.rows(tuple(series[:60]), *((row, second, 1.0) for row in range(60))) for second in (70.0, 130.0)]
     machine = Machine([log], config, hold=hold)
-    machine.read_all(1)
-    machine.commit()
+    while machine.poll(0, 1):
+        machine.commit()
     for _ in range(crashes):
         machine.crash()
         machine.read_all(1)
         machine.commit()
-    machine.append([[w.rows(tuple(series[:10]), (0, 190.0, 1.0))]])
+    machine.append([[w.rows(tuple(series[:10]), *((row, 260.0, 1.0) for row in range(10)))]])
     machine.read_all()
-    machine.append([[w.rows(tuple(series[100:200]), *((row, 200.0, 1.0) for row in range(100)))]])
+    # Now there are ten, and room for ninety.
+    machine.append([[w.rows(tuple(series[100:200]), *((row, 261.0, 1.0) for row in range(100)))]])
     machine.finish()
     totals = {name: total for (*_, name), total in machine.counters.items()}
-    assert totals == {Count.SAMPLES: 100 + 20 + 1 + 90, Count.SERIES_LIMIT: 1 + 10}
+    assert totals == {Count.SAMPLES: 100 + 120 + 10 + 90, Count.SERIES_LIMIT: 1 + 10}
 
 
 # -- size ------------------------------------------------------------------------------------------------
