@@ -8,7 +8,7 @@ from tailrace_schemas.samples import KINDS, Series
 
 from tests.flows.machine import START_US, Machine, S, check, check_row
 from tests.flows.oracle import expect
-from tests.flows.writing import CONFIG, LATENCY, TOTAL, Writer, run, versions
+from tests.flows.writing import CONFIG, LATENCY, TOTAL, Writer, idle, run, versions
 
 DAY_S = 24 * 3600
 
@@ -210,11 +210,11 @@ def test_a_counter_goes_on_from_points_that_were_only_replayed() -> None:
     for hold in (True, False):
         w = Writer()
         log = [w.batch((1, 5.0), series=TOTAL), w.batch((70, 6.0), series=TOTAL), w.batch((75, 9.0), series=TOTAL)]
-        machine = Machine([log], CONFIG, hold=hold)
-        machine.read_all()
-        machine.wait(3)
+        machine = Machine([log], CONFIG, hold=hold, now_us=START_US + 80 * S)
+        idle(machine, 20)  # closes them all, by wall time
         machine.drain()
         # All its windows are forgotten at once, without having been emitted since the restart.
+        machine.read_all()
         machine.append([[w.batch((500, 11.0), series=TOTAL)]])
         machine.finish()
         increases = {key.start_s - START_US // S: row["increase"] for key, row in machine.rows.items()}
