@@ -211,7 +211,7 @@ def test_a_counter_goes_on_from_points_that_were_only_replayed() -> None:
         w = Writer()
         log = [w.batch((1, 5.0), series=TOTAL), w.batch((70, 6.0), series=TOTAL), w.batch((75, 9.0), series=TOTAL)]
         machine = Machine([log], CONFIG, hold=hold, now_us=START_US + 80 * S)
-        idle(machine, 20)  # closes them all, by wall time
+        idle(machine, 50)  # closes them all, by wall time, and forgets the first
         machine.drain()
         # All its windows are forgotten at once, without having been emitted since the restart.
         machine.read_all()
