@@ -81,7 +81,7 @@ class SampleSource(FixedPartitionedSource[Keyed | Side, bytes]):
             start=low,
             state=resume_state,
         )
-        if partition.next_offset > high:
+        if partition.position > high:
             # The same cluster, but the topic was made anew: the offsets mean nothing here.
             log.warning(
                 "%s[%d] ends at %d, before the stored offset: reading it from its start",

@@ -154,6 +154,11 @@ class Partition:
     # -- reading ------------------------------------------------------------------------------------
 
     @property
+    def position(self) -> int:
+        """Up to here everything has been counted."""
+        return max(self.next_offset, self._replay_until)
+
+    @property
     def replaying(self) -> bool:
         """Whether what comes next was counted before a restart."""
         return self.next_offset < self._replay_until
@@ -316,7 +321,7 @@ class Partition:
         state = _State(
             self.cluster_id,
             self._held,
-            max(self.next_offset, self._replay_until),
+            self.position,
             self._held_producers,
             self._watermarks_us,
             self._newest_us,
