@@ -14,6 +14,7 @@ from tailrace_schemas.deadletter import DeadLetter, encode_dead_letter
 from tailrace_schemas.rows import WindowRows, encode_window_rows
 from tailrace_sinks.kafka import KafkaWriter
 
+from tailrace_flows.core.chunk import UNKNOWN_US
 from tailrace_flows.core.shard import Output
 
 __all__ = ["AggregatesSink", "ClickHouseSink", "DeadLettersSink", "RowWriter"]
@@ -130,10 +131,13 @@ class _Aggregates:
 
     def write_batch(self, values: list[Output]) -> None:
         for output in values:
-            for block in output.blocks:
-                for rows in _slices(block.rows):
-                    message = encode_window_rows(WindowRows(*block[:4], rows))
-                    self._writer.write(self._topic, block.service.encode(), message)
+            blocks = [block._replace(rows=rows) for block in output.blocks for rows in _slices(block.rows)]
+            last = {block[:2]: number for number, block in enumerate(blocks)}
+            for number, block in enumerate(blocks):
+                # Who reads that a window is closed must have had all of its rows: only the last message says it.
+                watermark_us = block.watermark_us if last[block[:2]] == number else UNKNOWN_US
+                message = encode_window_rows(WindowRows(*block[:3], watermark_us, block.rows))
+                self._writer.write(self._topic, block.service.encode(), message)
 
     def flush(self) -> None:
         self._writer.flush()
@@ -141,7 +145,7 @@ class _Aggregates:
 
 def _slices(rows: pa.RecordBatch) -> list[Any]:
     step = max(1, rows.num_rows * AGGREGATE_BYTES // max(1, rows.nbytes))
-    return [rows.slice(at, step) for at in range(0, rows.num_rows, step)]
+    return [rows.slice(at, step) for at in range(0, max(1, rows.num_rows), step)]
 
 
 class DeadLettersSink(_SharedSink):

@@ -76,8 +76,10 @@ class WindowRows(NamedTuple):
     stream: str
     window_seconds: int
     watermark_us: int
+    """Windows that end here or before are closed; with the messages up to this one, all their rows are out. Never goes
+    back but for a repetition after a crash; far below zero: nothing is said."""
     rows: Any
-    """pyarrow.RecordBatch of WINDOW_ROWS."""
+    """pyarrow.RecordBatch of WINDOW_ROWS; empty where only time has passed."""
 
 
 def encode_window_rows(block: WindowRows) -> bytes:

@@ -64,6 +64,8 @@ class Machine:
         self.letters: dict[tuple[int, int, str], DeadLetter] = {}
         self.written: list[dict[str, Any]] = []
         """Every row that was written, in order, with its Key as `key`."""
+        self.closed_us: dict[tuple[str, str], int] = {}
+        """(service, stream) -> the end of the windows that blocks have said to be closed."""
         self.polls = 0
         self.crashes = 0
         self._emitted: list[Output | DeadLetter] = []
@@ -195,6 +197,8 @@ class Machine:
                 continue
             for block in output.blocks:
                 check_batch(block.rows, WINDOW_ROWS)
+                name = (block.service, block.stream)
+                self.closed_us[name] = max(block.watermark_us, self.closed_us.get(name, block.watermark_us))
                 assert len(set(block.rows["series_id"].to_pylist())) == block.rows.num_rows
                 for row in block.rows.to_pylist():
                     assert (row["service"], row["stream"]) == (block.service, block.stream)

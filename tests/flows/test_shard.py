@@ -59,6 +59,22 @@ def test_a_window_closes_when_the_watermark_reaches_its_end(clock_s: float, clos
     assert versions(machine, 10, 0) == [1] * closed
 
 
+def test_blocks_say_which_windows_are_closed_even_when_there_is_nothing_to_write() -> None:
+    w = Writer()
+    machine = Machine([[w.batch((1, 1.0)), w.batch((27, 1.0))]], CONFIG)
+    machine.now_us = START_US + 28 * S
+    machine.read_all()
+    machine.commit()
+    assert machine.closed_us["cart", ""] == START_US + 25 * S
+    machine.drain()  # writes the open window, which stays open
+    assert machine.closed_us["cart", ""] == START_US + 25 * S
+    for seconds in (15, 45):  # the first closes the last window, the other only lets time pass
+        idle(machine, seconds)
+        machine.commit()
+        closed_us = machine.closed_us["cart", ""] + CONFIG.disorder_us
+        assert machine.now_us - 12 * S < closed_us <= machine.now_us, seconds
+
+
 def test_the_last_value_is_that_of_the_latest_time_and_of_equal_times_the_larger() -> None:
     gauge = Series("level", "gauge")
     w = Writer()

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
+from tailrace_schemas.rows import WINDOW_ROWS
 
 from tailrace_flows.core.chunk import UNKNOWN_US, Chunk
 from tailrace_flows.core.config import WindowConfig
@@ -24,15 +26,17 @@ Ints = NDArray[np.int64]
 
 BEFORE_ALL: Final = UNKNOWN_US
 AFTER_ALL: Final = 1 << 62
+NO_ROWS: Final = pa.RecordBatch.from_pylist([], WINDOW_ROWS)
 
 
 class Block(NamedTuple):
-    """Rows of one resolution; `rows` is a pyarrow.RecordBatch of WINDOW_ROWS."""
+    """Rows of one resolution; `rows` is a pyarrow.RecordBatch of WINDOW_ROWS, empty where only time has passed."""
 
     service: str
     stream: str
     window_seconds: int
     watermark_us: int
+    """Windows that end here or before are closed: with the blocks up to this one, their rows are out."""
     rows: Any
 
 
@@ -241,14 +245,22 @@ class WindowTable:
                 blocks += self._block(start, config.rollup_seconds, merged, slots, parts)
         self.closed_until_us = boundary
         self._retire()
-        return blocks
+        return [block._replace(watermark_us=boundary) for block in blocks]
 
     def wall(self, now_us: int, *, retire: bool) -> list[Block]:
-        """The service is silent: wall time closes its windows and, with `retire`, retires those that exist."""
-        boundary = now_us - self.config.disorder_us
+        """The service is silent: wall time closes its windows and, with `retire`, retires those that exist.
+
+        Who waits for the service hears that its time has passed, by an empty block, even if there are no rows.
+        """
+        config = self.config
+        boundary = now_us - config.disorder_us
         if retire:
             self.watermark_us = max(self.watermark_us, min(boundary, self.open_until_us))
-        return self.emit(boundary)
+        before_us = self.closed_until_us
+        blocks = self.emit(boundary)
+        if not blocks and self.closed_until_us // config.window_us > before_us // config.window_us:
+            blocks = [Block(self.service, self.stream, config.window_seconds, self.closed_until_us, NO_ROWS)]
+        return blocks
 
     def end(self) -> list[Block]:
         """The stream is over: all its windows close and retire."""
@@ -259,7 +271,7 @@ class WindowTable:
         """Every open window as it stands, provisionally, as whole rows: a drain. Closes nothing."""
         closed_until_us = self.closed_until_us
         opened = [w for w in (*self._windows.values(), *self._minutes.values()) if not w.closed]
-        blocks = self.emit(AFTER_ALL)
+        blocks = [block._replace(watermark_us=closed_until_us) for block in self.emit(AFTER_ALL)]
         self.closed_until_us = closed_until_us
         for window in opened:
             window.closed = False
