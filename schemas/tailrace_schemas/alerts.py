@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
 __all__ = [
-    "Alert", "AlertEvent", "Annotation", "Command", "CommandKind", "Labels", "Operator", "Severity", "Status",
-    "Threshold", "Transition", "alert_id", "event_id", "json_schema", "time_of",
+    "PUBLISHED", "Alert", "AlertEvent", "Annotation", "Command", "CommandKind", "Labels", "Operator", "Severity",
+    "Status", "Threshold", "Transition", "alert_id", "event_id", "json_schema", "time_of",
 ]  # fmt: skip
 
 Labels = tuple[tuple[str, str], ...]
@@ -65,7 +65,7 @@ class Transition(StrEnum):
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(frozen=True)  # a field that a later version adds does not stop an older subscriber
 
 
 class Threshold(_Model):
@@ -141,6 +141,8 @@ class CommandKind(StrEnum):
 class Command(_Model):
     """One message of the commands topic; key = alert id."""
 
+    model_config = ConfigDict(extra="forbid")
+
     id: Annotated[str, StringConstraints(min_length=1, max_length=64)]
     kind: CommandKind
     alert_id: Annotated[str, StringConstraints(min_length=1, max_length=64)]
@@ -172,6 +174,12 @@ def time_of(t_us: int) -> datetime:
     return datetime.fromtimestamp(seconds, UTC).replace(microsecond=microseconds)
 
 
-def json_schema() -> dict[str, Any]:
-    """The JSON Schema of `AlertEvent`, as published in `json/AlertEvent.schema.json`."""
-    return AlertEvent.model_json_schema()
+PUBLISHED: dict[str, type[BaseModel]] = {"AlertEvent": AlertEvent, "Command": Command}
+"""The models whose JSON Schemas are files: `json/NAME.schema.json`."""
+
+
+def json_schema(name: str) -> dict[str, Any]:
+    """The JSON Schema of a message: of AlertEvent as it is written, of Command as it may be given."""
+    model = PUBLISHED[name]
+    schema = model.model_json_schema(mode="serialization" if model is AlertEvent else "validation")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
