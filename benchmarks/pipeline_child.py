@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from confluent_kafka import Consumer, Producer, TopicPartition
 from tailrace_flows import runner
-from tailrace_flows.core.partition import Partition, Record
+from tailrace_flows.core.feed import Record
+from tailrace_flows.core.partition import Partition
 from tailrace_flows.settings import Settings
 
 from benchmarks import load

@@ -1,15 +1,16 @@
-"""The Kafka source: one Bytewax partition for each partition of the samples topic.
+"""The Kafka source: one Bytewax partition for each partition of a topic, its records taken by a `Feed`.
 
 Guarantee: every record from the resume offset on is taken once, in order; what the broker no longer has is counted
 as a gap. Unlike the stock source it does not jump to the end of the topic, does not wait on idle partitions, and
-holds its offset back for windows that are to be rebuilt (`tailrace_flows.core.partition`).
+reads from where the feed wants it, which for samples is held back for windows that are to be rebuilt
+(`tailrace_flows.core.partition`).
 """
 
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -17,10 +18,11 @@ from tailrace_schemas import clock
 from tailrace_schemas.deadletter import DeadLetter
 
 from tailrace_flows.core.config import WindowConfig
-from tailrace_flows.core.partition import Keyed, Partition, Record
+from tailrace_flows.core.feed import Feed, Record
+from tailrace_flows.core.partition import Partition
 from tailrace_flows.core.shard import Output
 
-__all__ = ["SampleSource", "Side"]
+__all__ = ["Place", "Side", "TopicSource", "sample_source"]
 
 log = logging.getLogger(__name__)
 
@@ -35,24 +37,36 @@ Side = DeadLetter | Output
 """What a source yields besides keyed items: it goes to the dead letters, or is counters for ClickHouse."""
 
 
-class SampleSource(FixedPartitionedSource[Keyed | Side, bytes]):
-    """Reads `topic` with the librdkafka configuration `client`; `stop` ends all partitions after their current poll."""
+class Place(NamedTuple):
+    """A partition, as it stands when a source begins to read it."""
+
+    topic: str
+    number: int
+    cluster_id: str
+    low: int
+    """The first offset that the broker still has."""
+
+
+class TopicSource(FixedPartitionedSource[Any, bytes]):
+    """Reads `topic` with the librdkafka configuration `client`.
+
+    `build` makes the feed of a partition, from the state that its `snapshot` gave before; `stop` ends all partitions
+    after their current poll.
+    """
 
     def __init__(
         self,
         client: dict[str, Any],
         topic: str,
         group_id: str,
-        config: WindowConfig,
+        build: Callable[[Place, bytes | None], Feed[Any]],
         *,
-        hold: bool,
         stop: threading.Event,
     ) -> None:
         self._client = client
         self._topic = topic
         self._group_id = group_id
-        self._config = config
-        self._hold = hold
+        self._build = build
         self._stop = stop
 
     def list_parts(self) -> list[str]:
@@ -71,16 +85,7 @@ class SampleSource(FixedPartitionedSource[Keyed | Side, bytes]):
         cluster_id = consumer.list_topics(self._topic, METADATA_TIMEOUT_S).cluster_id or ""
         place = TopicPartition(self._topic, number)
         low, high = consumer.get_watermark_offsets(place, METADATA_TIMEOUT_S)
-        partition = Partition(
-            number,
-            self._topic,
-            self._config,
-            clock.now_us(),
-            hold=self._hold,
-            cluster_id=cluster_id,
-            start=low,
-            state=resume_state,
-        )
+        partition = self._build(Place(self._topic, number, cluster_id, low), resume_state)
         if partition.position > high:
             # The same cluster, but the topic was made anew: the offsets mean nothing here.
             log.warning(
@@ -113,14 +118,34 @@ class SampleSource(FixedPartitionedSource[Keyed | Side, bytes]):
         )
 
 
+def sample_source(
+    client: dict[str, Any], topic: str, group_id: str, config: WindowConfig, *, hold: bool, stop: threading.Event
+) -> TopicSource:
+    """The source of the window flow; with `hold`, windows that are open are rebuilt by reading them again."""
+
+    def build(place: Place, state: bytes | None) -> Partition:
+        return Partition(
+            place.number,
+            place.topic,
+            config,
+            clock.now_us(),
+            hold=hold,
+            cluster_id=place.cluster_id,
+            start=place.low,
+            state=state,
+        )
+
+    return TopicSource(client, topic, group_id, build, stop=stop)
+
+
 def place_of(place: TopicPartition) -> tuple[str, int]:
     return place.topic, place.partition
 
 
-class _Reader(StatefulSourcePartition[Keyed | Side, bytes]):
-    """Feeds one `Partition` from a consumer of its own."""
+class _Reader(StatefulSourcePartition[Any, bytes]):
+    """Reads one partition for its feed, with a consumer of its own."""
 
-    def __init__(self, consumer: Consumer, partition: Partition, low: int, stop: threading.Event) -> None:
+    def __init__(self, consumer: Consumer, partition: Feed[Any], low: int, stop: threading.Event) -> None:
         self._consumer = consumer
         self._partition = partition
         self._stop = stop
@@ -144,7 +169,7 @@ class _Reader(StatefulSourcePartition[Keyed | Side, bytes]):
             )  # fmt: skip
         self._consumer.assign([TopicPartition(partition.topic, partition.number, partition.next_offset)])
 
-    def next_batch(self) -> Iterable[Keyed | Side]:
+    def next_batch(self) -> Iterable[Any]:
         now_us = clock.now_us()
         if self._stop.is_set():
             counters = self._partition.counter_rows(now_us)
@@ -163,8 +188,8 @@ class _Reader(StatefulSourcePartition[Keyed | Side, bytes]):
             self._at_end = False
             value = message.value()
             size += len(value) if value is not None else 0
-            records.append(Record(message.offset(), message.timestamp()[1] * 1000, value))
-        out: list[Keyed | Side] = []
+            records.append(Record(message.offset(), message.timestamp()[1] * 1000, value, message.key()))
+        out: list[Any] = []
         self._empty = not records
         if records:
             self._records = min(MAX_RECORDS, max(10, MAX_BYTES * len(records) // max(size, 1)))

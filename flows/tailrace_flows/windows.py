@@ -23,7 +23,7 @@ from tailrace_flows.core.partition import Keyed
 from tailrace_flows.core.shard import Output, Shard
 from tailrace_flows.outputs import AggregatesSink, ClickHouseSink, DeadLettersSink
 from tailrace_flows.settings import Settings
-from tailrace_flows.source import SampleSource, Side
+from tailrace_flows.source import Side, sample_source
 
 __all__ = ["build_flow", "flow"]
 
@@ -93,7 +93,7 @@ def build_flow(
         return _ShardLogic(config, contents, state)
 
     dataflow = Dataflow("tailrace_windows")
-    source = SampleSource(client, topics.samples, settings.kafka.group_id, config, hold=not contents, stop=stop)
+    source = sample_source(client, topics.samples, settings.kafka.group_id, config, hold=not contents, stop=stop)
     read = op.input("samples", dataflow, source)
     kinds = op.branch("keyed", read, _is_keyed)
     rows = op.stateful_batch("windows", kinds.trues, logic)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from clickhouse_connect.driver.exceptions import ClickHouseError
 from tailrace_flows import runner
-from tailrace_flows.core.partition import PoisonedError
+from tailrace_flows.core.feed import PoisonedError
 from tailrace_flows.settings import Settings
 from tailrace_flows.windows import build_flow
 from tailrace_schemas import clock

@@ -16,7 +16,8 @@ from typing import Any
 
 from tailrace_flows.core.chunk import Chunk, Mark
 from tailrace_flows.core.config import WindowConfig
-from tailrace_flows.core.partition import Partition, Record
+from tailrace_flows.core.feed import Record
+from tailrace_flows.core.partition import Partition
 from tailrace_flows.core.series import series_id
 from tailrace_flows.core.shard import Output, Shard
 from tailrace_schemas.deadletter import DeadLetter

@@ -1,7 +1,8 @@
 """What dead letters carry, and how many bytes of it."""
 
 from tailrace_flows.core.config import WindowConfig
-from tailrace_flows.core.partition import MAX_PAYLOADS_PER_SECOND, Partition, Record
+from tailrace_flows.core.feed import Record
+from tailrace_flows.core.partition import MAX_PAYLOADS_PER_SECOND, Partition
 
 SECOND_US = 1_000_000
 

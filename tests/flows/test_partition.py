@@ -5,7 +5,8 @@ import pickle
 import pytest
 from tailrace_flows.core.chunk import Mark
 from tailrace_flows.core.counters import Count
-from tailrace_flows.core.partition import Partition, PoisonedError
+from tailrace_flows.core.feed import PoisonedError
+from tailrace_flows.core.partition import Partition
 from tailrace_flows.core.shard import Shard
 from tailrace_schemas.samples import KINDS, Series
 

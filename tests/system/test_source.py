@@ -7,7 +7,7 @@ from typing import Any
 from confluent_kafka import Producer
 from tailrace_flows.core.chunk import Chunk, Mark
 from tailrace_flows.core.config import WindowConfig
-from tailrace_flows.source import SampleSource
+from tailrace_flows.source import sample_source
 from tailrace_schemas.clock import now_us
 from tailrace_schemas.samples import Series, encode_batch, encode_series_table
 
@@ -45,7 +45,7 @@ def test_a_topic_that_was_made_anew_is_no_replay_of_the_old_one(embedded_broker:
     send(client, "old", 5)
     send(client, "new", 3)  # under the old one's name, as far as the state can tell
     sources = [
-        SampleSource(client, topic, "group", WindowConfig(), hold=True, stop=threading.Event())
+        sample_source(client, topic, "group", WindowConfig(), hold=True, stop=threading.Event())
         for topic in ("old", "new")
     ]
     reader = sources[0].build_part("samples", "00000", None)
@@ -63,7 +63,7 @@ def test_a_partition_read_to_its_end_by_one_poll_is_known_to_be_at_its_end(embed
     client = {"bootstrap.servers": embedded_broker, "log_level": 0}
     send(client, "samples", 1)
     config = WindowConfig(idle_s=0.1)
-    source = SampleSource(client, "samples", "group", config, hold=False, stop=threading.Event())
+    source = sample_source(client, "samples", "group", config, hold=False, stop=threading.Event())
     reader = source.build_part("samples", "00000", None)
     try:
         threading.Event().wait(0.5)  # the record and the end of the partition are fetched, and taken by one poll

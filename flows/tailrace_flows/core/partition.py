@@ -8,7 +8,7 @@ import pickle
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 from tailrace_schemas.deadletter import MAX_PAYLOAD_BYTES, DeadLetter
@@ -18,11 +18,12 @@ from tailrace_schemas.topics import shard_of
 from tailrace_flows.core.chunk import UNKNOWN_US, Arrival, Chunk, Mark, Refusal, batch_maxima, build_chunk
 from tailrace_flows.core.config import WindowConfig
 from tailrace_flows.core.counters import Count, Counters, dead_letters
+from tailrace_flows.core.feed import MAX_INVALID_RUN, PoisonedError, Record
 from tailrace_flows.core.sequences import Producer, Seen, observe
 from tailrace_flows.core.shard import FORGET_US
 from tailrace_flows.core.table import AFTER_ALL
 
-__all__ = ["Keyed", "Partition", "PoisonedError", "Record"]
+__all__ = ["Keyed", "Partition"]
 
 StreamName = tuple[str, str]
 """(service, stream)."""
@@ -36,24 +37,10 @@ BACKFILL_IDLE_US: Final = 3600 * 1_000_000
 """A replay that was interrupted may go on within this time without its samples being late."""
 MAX_PAYLOADS_PER_SECOND: Final = 100
 """Dead letters with their record's value, by second of the records' time; more come without: a flood stays small."""
-MAX_INVALID_RUN: Final = 1_000
-"""So many unreadable records in a row stop the flow: that is no longer bad input, but the wrong topic."""
 RATIO_RECORDS: Final = 10_000
 MAX_INVALID_RATIO: Final = 0.5
 """Of the last RATIO_RECORDS: likewise."""
 STATE_VERSION: Final = 1
-
-
-class PoisonedError(Exception):
-    """Too many unreadable records: going on would discard a stream."""
-
-
-class Record(NamedTuple):
-    """A Kafka record, without Kafka."""
-
-    offset: int
-    time_us: int
-    value: bytes | None
 
 
 @dataclass(slots=True)

@@ -1,0 +1,170 @@
+"""One Kafka partition of any topic but samples: each record is decoded, or becomes a dead letter.
+
+A plain state machine, as `tailrace_flows.core.partition` is for samples; `Feed` is what the Kafka adapter
+(`tailrace_flows.source`) needs of both.
+"""
+
+import pickle
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
+
+from tailrace_schemas.deadletter import MAX_PAYLOAD_BYTES, DeadLetter
+
+__all__ = ["UNREADABLE", "Feed", "PoisonedError", "Record", "TopicFeed"]
+
+Item = TypeVar("Item")
+ItemOut = TypeVar("ItemOut", covariant=True)
+
+UNREADABLE: Final = "unreadable"
+"""Why a record is a dead letter; its `detail` says more."""
+MAX_INVALID_RUN: Final = 1_000
+"""So many unreadable records in a row stop the flow: that is no longer bad input, but the wrong topic."""
+STATE_VERSION: Final = 1
+
+
+class PoisonedError(Exception):
+    """Too many unreadable records: going on would discard a stream."""
+
+
+class Record(NamedTuple):
+    """A Kafka record, without Kafka."""
+
+    offset: int
+    time_us: int
+    value: bytes | None
+    key: bytes | None = None
+
+
+class Feed(Protocol[ItemOut]):
+    """What a source partition does with its records."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def topic(self) -> str: ...
+    @property
+    def next_offset(self) -> int:
+        """Where to read on."""
+
+    @property
+    def position(self) -> int:
+        """Up to here everything has been counted."""
+
+    @property
+    def replaying(self) -> bool:
+        """Whether what comes next was counted before a restart."""
+
+    @property
+    def moved_from(self) -> str | None:
+        """The cluster that the state's offsets belong to, if it is another one: they are not used."""
+
+    def restart_at(self, offset: int) -> None:
+        """The stored offsets belong to another topic of the same name."""
+
+    def gap(self, low: int) -> int:
+        """The broker's first offset is `low`: skips what is gone, and returns how many records that is."""
+
+    def read(self, records: Iterable[Record], now_us: int) -> tuple[Sequence[ItemOut], list[DeadLetter]]:
+        """Takes records in the order of their offsets."""
+
+    def idle_marks(self, now_us: int) -> Sequence[ItemOut]:
+        """The partition is read to its end."""
+
+    def counter_rows(self, now_us: int) -> Any:
+        """A record batch of COUNTERS that changed, or None."""
+
+    def snapshot(self, now_us: int) -> bytes:
+        """The state for recovery."""
+
+
+class TopicFeed(Generic[Item]):
+    """Reads on where it stopped; what `decode` raises ValueError for is a dead letter."""
+
+    replaying = False
+
+    def __init__(
+        self,
+        number: int,
+        topic: str,
+        decode: Callable[[bytes | None, bytes], Item],
+        *,
+        cluster_id: str,
+        start: int,
+        state: bytes | None = None,
+    ) -> None:
+        """`decode` takes a record's key and value (empty for a tombstone). `state`: of `snapshot`, or None to begin
+        at `start`.
+
+        Raises:
+            ValueError: the state was written by another version of this format.
+        """
+        self.number = number
+        self.topic = topic
+        self.cluster_id = cluster_id
+        self._decode = decode
+        version, origin, offset = pickle.loads(state) if state else (STATE_VERSION, cluster_id, start)  # noqa: S301 - our own file
+        if version != STATE_VERSION:
+            raise ValueError(
+                f"the recovery state has format {version}, this Tailrace reads {STATE_VERSION}: "
+                "drain with the version that wrote it, or start with a new recovery directory"
+            )
+        self.moved_from: str | None = origin if origin != cluster_id else None
+        self.next_offset: int = start if self.moved_from is not None else offset
+        self._invalid_run = 0
+
+    @property
+    def position(self) -> int:
+        """Up to here everything has been read."""
+        return self.next_offset
+
+    def restart_at(self, offset: int) -> None:
+        """The stored offset belongs to another topic of the same name."""
+        self.next_offset = offset
+
+    def gap(self, low: int) -> int:
+        """Skips what the broker no longer has; how many records that is."""
+        gone = max(0, low - self.next_offset)
+        self.next_offset += gone
+        return gone
+
+    def read(self, records: Iterable[Record], now_us: int) -> tuple[list[Item], list[DeadLetter]]:
+        """Takes records in the order of their offsets.
+
+        Raises:
+            PoisonedError: too many in a row cannot be read.
+        """
+        items: list[Item] = []
+        letters: list[DeadLetter] = []
+        for record in records:
+            self.next_offset = record.offset + 1
+            try:
+                items.append(self._decode(record.key, record.value or b""))
+                self._invalid_run = 0
+            except ValueError as error:
+                letters.append(self._letter(record, str(error)))
+                self._invalid_run += 1
+                if self._invalid_run >= MAX_INVALID_RUN:
+                    raise PoisonedError(
+                        f"{self.topic}[{self.number}]: {self._invalid_run} records in a row up to offset "
+                        f"{record.offset} cannot be read (the last: {error}). "
+                        "The flow stops rather than discard a stream."
+                    ) from None
+        return items, letters
+
+    def idle_marks(self, now_us: int) -> list[Item]:
+        """Nothing: silence means nothing here."""
+        return []
+
+    def counter_rows(self, now_us: int) -> None:
+        """Nothing is counted."""
+
+    def snapshot(self, now_us: int) -> bytes:
+        """The state for recovery."""
+        return pickle.dumps((STATE_VERSION, self.cluster_id, self.next_offset), protocol=5)
+
+    def _letter(self, record: Record, detail: str) -> DeadLetter:
+        value = record.value or b""
+        return DeadLetter(
+            self.topic, self.number, record.offset, record.time_us, "", UNREADABLE, detail[:1_000], 0,
+            len(value), value[:MAX_PAYLOAD_BYTES],
+        )  # fmt: skip
