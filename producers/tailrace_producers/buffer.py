@@ -70,7 +70,7 @@ class Chunk:
 
     number: int
     rows: list[Any]
-    """value, time in microseconds, SeriesRef, value, ... as they were recorded, not yet checked."""
+    """value, time in nanoseconds, SeriesRef, value, ... as they were recorded, not yet checked."""
     lost_before: int = 0
     """Chunks dropped since the one taken before this: as many sequence numbers are left out."""
 
@@ -82,7 +82,7 @@ class Chunk:
 class Buffer:
     """A bounded queue of chunks behind a plain list that callers append to.
 
-    A sample is recorded by `rows.extend((value, time_us, ref))`, and by `cut_if_full` once `rows` has reached
+    A sample is recorded by `rows.extend((value, time_ns, ref))`, and by `cut_if_full` once `rows` has reached
     `row_limit`. That extend is one step under the GIL, so any number of threads, and signal handlers, share the
     list without a lock and without mixing up one sample's fields with another's; three appends to three arrays
     would need either, and take as long. Neither call blocks or raises.
@@ -107,6 +107,7 @@ class Buffer:
         self.row_limit = 3 * chunk_samples
         self.max_samples = max_samples
         self._on_cut = on_cut
+        self._sink: Callable[[list[Any]], None] | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -165,6 +166,16 @@ class Buffer:
         with self._lock:
             return next(iter(self._open), mark) >= mark
 
+    def divert(self, sink: Callable[[list[Any]], None] | None) -> Callable[[list[Any]], None] | None:
+        """Give the rows of further chunks to `sink`, and count them as delivered; None: queue them again.
+
+        Returns what it was before. `sink` is called with the lock held: it must not use the buffer.
+        """
+        with self._lock:
+            self._cut()
+            before, self._sink = self._sink, sink
+            return before
+
     def close(self) -> None:
         """Count all that is held as dropped (`SHUTDOWN`), and from now on all that is recorded (`CLOSED`)."""
         with self._lock:
@@ -196,6 +207,10 @@ class Buffer:
         self._open[chunk.number] = chunk.samples
         if self._closed:
             self._settle(chunk.number, chunk.samples, Drop.CLOSED)
+            return
+        if self._sink is not None:
+            self._sink(chunk.rows)
+            self._settle(chunk.number, chunk.samples, None)
             return
         self._queue.append(chunk)
         # What is on its way to the broker cannot be taken back, so the oldest chunk still here has to go.

@@ -11,12 +11,14 @@ from tailrace_schemas.samples import MAX_TIME_US, MIN_TIME_US, Series, encode_ba
 
 from tailrace_producers.buffer import Drop, SeriesRef
 
-__all__ = ["Message", "Packer"]
+__all__ = ["Message", "Packer", "check_sample"]
 
 PAGE: Final = 1000
 """Series of one series table. A table travels with every message, and again whole when it grows."""
-SPAN_US: Final = 1 << 31
-"""Times of one message: offsets are int32."""
+SPAN_NS: Final = 1000 << 31
+"""Times of one message: offsets are int32 microseconds."""
+MIN_TIME_NS: Final = 1000 * MIN_TIME_US
+MAX_TIME_NS: Final = 1000 * MAX_TIME_US
 EVENTS: Final = -1
 """The page of events."""
 
@@ -61,32 +63,32 @@ class Packer:
         dropped: Counter[Drop] = Counter()
         columns = _columns(values, times, refs)
         if columns is None:
-            drops = [_check(*row) for row in zip(values, times, refs, strict=True)]
+            drops = [check_sample(*row) for row in zip(values, times, refs, strict=True)]
             dropped.update(drop for drop in drops if drop)
             good = [drop is None for drop in drops]
             refs = list(compress(refs, good))
             columns = array("d", compress(values, good)), array("q", compress(times, good))
         messages = []
-        for page, value, time_us, of_page in self._split(*columns, refs):
+        for page, value, time_ns, of_page in self._split(*columns, refs):
             try:
-                messages.append(self._message(page, value, time_us, of_page))
+                messages.append(self._message(page, value, time_ns, of_page))
             except ValueError:
                 dropped[Drop.TOO_LARGE] += len(value)
         return messages, dropped
 
     def _split(
-        self, value: "array[float]", time_us: "array[int]", refs: list[SeriesRef]
+        self, value: "array[float]", time_ns: "array[int]", refs: list[SeriesRef]
     ) -> Iterable[tuple[int, "array[float]", "array[int]", list[SeriesRef]]]:
         """By page and span of time; within each in order."""
         pages = {self._page(ref) for ref in dict.fromkeys(refs)}  # new series in order of appearance
-        if not refs or (len(pages) == 1 and max(time_us) - min(time_us) < SPAN_US):
-            return [(page, value, time_us, refs) for page in pages]
+        if not refs or (len(pages) == 1 and max(time_ns) - min(time_ns) < SPAN_NS):
+            return [(page, value, time_ns, refs) for page in pages]
         groups: dict[tuple[int, int], tuple[int, array[float], array[int], list[SeriesRef]]] = {}
-        for one_value, one_time, ref in zip(value, time_us, refs, strict=True):
+        for one_value, one_time, ref in zip(value, time_ns, refs, strict=True):
             page = self._page(ref)
-            group = groups.get((page, one_time // SPAN_US))
+            group = groups.get((page, one_time // SPAN_NS))
             if group is None:
-                group = groups[page, one_time // SPAN_US] = (page, array("d"), array("q"), [])
+                group = groups[page, one_time // SPAN_NS] = (page, array("d"), array("q"), [])
             group[1].append(one_value)
             group[2].append(one_time)
             group[3].append(ref)
@@ -100,7 +102,7 @@ class Packer:
             ref.index = len(self._series) - 1
         return ref.index // PAGE
 
-    def _message(self, page: int, value: "array[float]", time_us: "array[int]", refs: list[SeriesRef]) -> Message:
+    def _message(self, page: int, value: "array[float]", time_ns: "array[int]", refs: list[SeriesRef]) -> Message:
         if page == EVENTS:
             # Hardly two events are alike: they get a table of their own, or the producer's would grow for ever.
             rows = {series: row for row, series in enumerate(dict.fromkeys(ref.series for ref in refs))}
@@ -110,7 +112,7 @@ class Packer:
             table = self._table(page)
             first = page * PAGE
             index = array("I", [ref.index - first for ref in refs])
-        base_us = min(time_us)
+        base_us = min(time_ns) // 1000
         payload = encode_batch(
             service=self._service,
             producer_id=self._producer_id,
@@ -118,7 +120,7 @@ class Packer:
             base_time_us=base_us,
             series_table=table,
             series_index=index.tobytes(),
-            time_offset_us=array("i", [one - base_us for one in time_us]).tobytes(),
+            time_offset_us=array("i", [one // 1000 - base_us for one in time_ns]).tobytes(),
             value=value.tobytes(),
         )
         self._sequence += 1
@@ -136,26 +138,26 @@ class Packer:
 def _columns(values: list[Any], times: list[Any], refs: list[SeriesRef]) -> tuple["array[float]", "array[int]"] | None:
     """The columns if every sample is fine, checked all at once; None: look at them one by one."""
     try:
-        value, time_us = array("d", values), array("q", times)
+        value, time_ns = array("d", values), array("q", times)
     except Exception:  # noqa: BLE001 - a host's objects may raise anything when they are turned into numbers
         return None
     fine = (
         isfinite(sum(value))  # an infinity or NaN anywhere shows in the sum
-        and min(time_us) >= MIN_TIME_US
-        and max(time_us) <= MAX_TIME_US
+        and min(time_ns) >= MIN_TIME_NS
+        and max(time_ns) <= MAX_TIME_NS
         and min(value) >= 0  # below zero it depends on the kind
         and not any(ref.drop for ref in set(refs))
     )
-    return (value, time_us) if fine else None
+    return (value, time_ns) if fine else None
 
 
-def _check(value: Any, time_us: Any, ref: SeriesRef) -> Drop | None:
+def check_sample(value: Any, time_ns: Any, ref: SeriesRef) -> Drop | None:
     """Why a sample cannot be sent. What passes fits the columns."""
     if ref.drop:
         return ref.drop
     try:
-        number, time = array("d", [value])[0], array("q", [time_us])[0]
+        number, time = array("d", [value])[0], array("q", [time_ns])[0]
     except Exception:  # noqa: BLE001 - as in _columns
         return Drop.INVALID
     countable = number >= 0 or ref.series.kind not in ("counter", "cumulative")
-    return None if isfinite(number) and countable and MIN_TIME_US <= time <= MAX_TIME_US else Drop.INVALID
+    return None if isfinite(number) and countable and MIN_TIME_NS <= time <= MAX_TIME_NS else Drop.INVALID

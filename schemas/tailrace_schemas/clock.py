@@ -2,7 +2,7 @@
 
 import time
 
-__all__ = ["monotonic_s", "now_us"]
+__all__ = ["monotonic_ns", "monotonic_s", "now_ns", "now_us"]
 
 
 def now_us() -> int:
@@ -10,4 +10,8 @@ def now_us() -> int:
     return time.time_ns() // 1000
 
 
+now_ns = time.time_ns
+"""Wall time, nanoseconds since the Unix epoch: without a frame of Python's, for the path that records samples."""
+
 monotonic_s = time.monotonic
+monotonic_ns = time.monotonic_ns

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tailrace_producers.buffer import Buffer, Chunk, Drop, SeriesRef
-from tailrace_producers.packing import PAGE, Packer
-from tailrace_schemas.samples import MAX_TIME_US, SampleBatch, Series, decode
+from tailrace_producers.packing import MAX_TIME_NS, PAGE, Packer
+from tailrace_schemas.samples import SampleBatch, Series, decode
 
 from tests.producers.reading import Sent, samples_of
 
-T0 = 1_700_000_000_000_000
+T0 = 1_700_000_000_000_000_000
 
 
 def gauge() -> SeriesRef:
@@ -161,23 +161,23 @@ INVALID = SeriesRef(Series("", "gauge"), Drop.INVALID)
 TOO_MANY = SeriesRef(Series("", "gauge"), Drop.TOO_MANY_SERIES)
 GOOD_ROWS = st.tuples(
     st.one_of(st.floats(0, 1e300), st.integers(0, 10**6), st.booleans()),
-    st.integers(T0, T0 + 10**6),
+    st.integers(T0, T0 + 10**9),
     st.sampled_from(REFS),
 )
 ANY_ROWS = st.tuples(
     st.one_of(st.floats(), st.integers(), st.just("12"), st.none(), st.builds(Hostile)),
-    st.one_of(st.integers(0, MAX_TIME_US), st.integers(), st.floats(), st.none()),
+    st.one_of(st.integers(0, MAX_TIME_NS), st.integers(), st.floats(), st.none()),
     st.sampled_from([*REFS, INVALID, TOO_MANY]),
 )
 
 
-def is_good(value: Any, time_us: Any, ref: SeriesRef) -> bool:
+def is_good(value: Any, time_ns: Any, ref: SeriesRef) -> bool:
     """What the docs say can be sent."""
-    if not isinstance(value, int | float) or not isinstance(time_us, int) or ref.drop:
+    if not isinstance(value, int | float) or not isinstance(time_ns, int) or ref.drop:
         return False
     if (isinstance(value, int) and abs(value) >= 2**1024) or not math.isfinite(value):
         return False
-    return 0 <= time_us <= MAX_TIME_US and (value >= 0 or ref.series.kind not in ("counter", "cumulative"))
+    return 0 <= time_ns <= MAX_TIME_NS and (value >= 0 or ref.series.kind not in ("counter", "cumulative"))
 
 
 @given(st.lists(st.lists(st.one_of(GOOD_ROWS, ANY_ROWS), min_size=1, max_size=30), min_size=1, max_size=5))
@@ -194,10 +194,10 @@ def test_what_can_be_sent_comes_out_as_it_went_in(chunks: list[list[tuple[Any, A
         expected = Counter(
             Sent(
                 ref.series._replace(attributes=tuple(sorted((resource | dict(ref.series.attributes)).items()))),
-                time_us,
+                time_ns // 1000,
                 float(value),
             )
-            for value, time_us, ref in good
+            for value, time_ns, ref in good
         )
         assert Counter(sample for batch in batches for sample in samples_of(batch)) == expected
         assert dropped.total() == len(chunk) - len(good)
@@ -240,9 +240,10 @@ def test_events_leave_no_trace_in_the_series_table() -> None:
 def test_times_far_apart_go_in_messages_of_their_own() -> None:
     packer = Packer("shop", {}, "id")
     one = gauge()
-    times = [0, MAX_TIME_US, T0, 1, T0 + 2_000_000_000, T0 - 2_000_000_000]
-    batches, _ = unpack(packer, [part for time_us in times for part in (1.0, time_us, one)])
-    assert sorted(s.time_us for batch in batches for s in samples_of(batch)) == sorted(times)
+    times = [0, MAX_TIME_NS, T0, 1000, T0 + 2_000_000_000_000, T0 - 2_000_000_000_000]
+    batches, _ = unpack(packer, [part for time_ns in times for part in (1.0, time_ns, one)])
+    found = sorted(sample.time_us for batch in batches for sample in samples_of(batch))
+    assert found == sorted(time_ns // 1000 for time_ns in times)
     assert len(batches) > 2
 
 
