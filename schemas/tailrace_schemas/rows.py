@@ -10,7 +10,7 @@ import pyarrow as pa
 from tailrace_schemas.codec import FlatCodec
 
 __all__ = [
-    "COUNTERS", "EVENTS", "WINDOW_ROWS", "WindowRows", "decode_window_rows", "encode_window_rows",
+    "ALERT_EVENTS", "COUNTERS", "EVENTS", "WINDOW_ROWS", "WindowRows", "decode_window_rows", "encode_window_rows",
 ]  # fmt: skip
 
 ATTRIBUTES = pa.map_(pa.string(), pa.string())
@@ -65,6 +65,39 @@ COUNTERS: Any = pa.schema(
     ]
 )
 """Tailrace's own exact counts: they live in recovered state, so a crash counts nothing twice."""
+
+ALERT_EVENTS: Any = pa.schema(
+    [
+        pa.field("event_id", pa.string(), nullable=False),
+        pa.field("alert_id", pa.string(), nullable=False),  # empty: a rejected command named no alert that is known
+        pa.field("sequence", pa.uint32(), nullable=False),  # counts the events of one alert
+        pa.field("time", pa.timestamp("us", tz="UTC"), nullable=False),
+        pa.field("transition", pa.string(), nullable=False),
+        pa.field("cause", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("name", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("service", pa.string(), nullable=False),  # the label; empty: none
+        pa.field("severity", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("description", pa.string(), nullable=False),
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("labels", ATTRIBUTES, nullable=False),
+        pa.field("operator", pa.string(), nullable=False),  # empty: no threshold
+        pa.field("threshold", pa.float64()),
+        pa.field("duration_s", pa.float64()),
+        pa.field("current_value", pa.float64()),
+        pa.field("started_at", pa.timestamp("us", tz="UTC")),
+        pa.field("acknowledged_at", pa.timestamp("us", tz="UTC")),
+        pa.field("acknowledged_by", pa.string(), nullable=False),
+        pa.field("resolved_at", pa.timestamp("us", tz="UTC")),
+        pa.field("resolved_by", pa.string(), nullable=False),  # empty: by itself
+        pa.field("false_positive", pa.bool_()),
+        pa.field("tags", pa.list_(pa.string()), nullable=False),
+        pa.field("annotations", pa.string(), nullable=False),  # JSON, as in the message
+    ]
+)
+"""Each event of an alert's life, with the alert as it stood then: `tailrace_schemas.alerts.AlertEvent` in columns."""
 
 _ENVELOPE = FlatCodec("WindowRows")
 

@@ -38,8 +38,8 @@ class KafkaWriter:
         self._stop = stop
         self._failed: KafkaError | None = None
 
-    def write(self, topic: str, key: bytes, value: bytes) -> None:
-        """Queues a message.
+    def write(self, topic: str, key: bytes, value: bytes, headers: list[tuple[str, bytes]] | None = None) -> None:
+        """Queues a message, and lets librdkafka send it at once.
 
         Raises:
             StoppedError: the queue is full and the process is stopping.
@@ -47,7 +47,7 @@ class KafkaWriter:
         """
         while True:
             try:
-                self._producer.produce(topic, value, key, on_delivery=self._confirm)
+                self._producer.produce(topic, value, key, headers=headers or [], on_delivery=self._confirm)
                 self._producer.poll(0)
                 return
             except BufferError:

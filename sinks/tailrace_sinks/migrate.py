@@ -19,6 +19,7 @@ RETENTION_OF: Final = {
     "rows_1h": "retention_1h_days",
     "rows_1d": "retention_1h_days",
     "event_rows": "retention_1h_days",
+    "alert_event_rows": "retention_1h_days",
 }
 """Which setting says how many days a table's rows are kept after they were stored."""
 

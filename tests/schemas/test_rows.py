@@ -11,13 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tailrace_schemas import rows
 from tailrace_schemas.codec import Codec
-from tailrace_schemas.rows import COUNTERS, EVENTS, WINDOW_ROWS, WindowRows, decode_window_rows, encode_window_rows
+from tailrace_schemas.rows import (
+    ALERT_EVENTS,
+    COUNTERS,
+    EVENTS,
+    WINDOW_ROWS,
+    WindowRows,
+    decode_window_rows,
+    encode_window_rows,
+)
 from tailrace_schemas.samples import KINDS
 
 from tests.schemas.examples import arrow_rows, avro_datum, example
 
-SCHEMAS = {"COUNTERS": COUNTERS, "EVENTS": EVENTS, "WINDOW_ROWS": WINDOW_ROWS}
+SCHEMAS = {"ALERT_EVENTS": ALERT_EVENTS, "COUNTERS": COUNTERS, "EVENTS": EVENTS, "WINDOW_ROWS": WINDOW_ROWS}
 FINGERPRINTS = {
+    "ALERT_EVENTS": "fe60b85253400212",
     "COUNTERS": "0606e11998ab391b",
     "EVENTS": "8fd0c777fef81385",
     "WINDOW_ROWS": "20e063a5fa8c3864",

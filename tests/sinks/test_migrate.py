@@ -5,21 +5,21 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from tailrace_flows.settings import ClickHouseSettings
-from tailrace_schemas.rows import COUNTERS, EVENTS, WINDOW_ROWS
+from tailrace_schemas.rows import ALERT_EVENTS, COUNTERS, EVENTS, WINDOW_ROWS
 from tailrace_sinks import migrate as module
 from tailrace_sinks.clickhouse import connect
 from tailrace_sinks.migrate import MigrationError, migrate, pending
 
 from tests.sinks.storage import START_S, Storage, row
 
-FILES = ["0001_tables", "0002_functions", "0003_views"]
+FILES = ["0001_tables", "0002_functions", "0003_views", "0004_alerts"]
 TTLS = [
-    "event_rows: keep 395 days", "rows_10s: keep 7 days", "rows_1d: keep 395 days", "rows_1h: keep 395 days",
-    "rows_1m: keep 45 days",
+    "alert_event_rows: keep 395 days", "event_rows: keep 395 days", "rows_10s: keep 7 days", "rows_1d: keep 395 days",
+    "rows_1h: keep 395 days", "rows_1m: keep 45 days",
 ]  # fmt: skip
 TABLES = {
     "rows_10s": WINDOW_ROWS, "rows_1m": WINDOW_ROWS, "rows_1h": WINDOW_ROWS, "rows_1d": WINDOW_ROWS,
-    "event_rows": EVENTS, "counter_rows": COUNTERS,
+    "event_rows": EVENTS, "counter_rows": COUNTERS, "alert_event_rows": ALERT_EVENTS,
 }  # fmt: skip
 VIEW_COLUMNS = [
     "metric", "service", "attributes", "kind", "unit", "stream", "window_start", "window_end", "window_seconds",
@@ -61,7 +61,13 @@ def test_goes_on_where_it_was_interrupted(bare: Storage) -> None:
 
 def test_retention_follows_the_settings(storage: Storage) -> None:
     shorter = storage.settings.model_copy(update={"retention_10s_days": 3, "retention_1h_days": 400})
-    changes = ["event_rows: keep 400 days", "rows_10s: keep 3 days", "rows_1d: keep 400 days", "rows_1h: keep 400 days"]
+    changes = [
+        "alert_event_rows: keep 400 days",
+        "event_rows: keep 400 days",
+        "rows_10s: keep 3 days",
+        "rows_1d: keep 400 days",
+        "rows_1h: keep 400 days",
+    ]
     assert pending(storage.client, shorter) == changes
     assert migrate(storage.client, shorter) == changes
     assert migrate(storage.client, shorter) == []
@@ -114,8 +120,10 @@ def clickhouse_type(field: pa.Field) -> str:
         pa.uint32(): "UInt32",
         pa.int8(): "Int8",
         pa.float64(): "Float64",
+        pa.bool_(): "Bool",
         pa.timestamp("s", "UTC"): "DateTime('UTC')",
         pa.timestamp("us", "UTC"): "DateTime64(6, 'UTC')",
+        pa.list_(pa.string()): "Array(String)",
         pa.list_(pa.int32()): "Array(Int32)",
         pa.list_(pa.uint64()): "Array(UInt64)",
         pa.map_(pa.string(), pa.string()): "Map(String, String)",

@@ -1,0 +1,77 @@
+"""When rules are evaluated: event time, as far as every live service has told all of it.
+
+A plain state machine; wall time (`now_us`) only says who is waited for.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+__all__ = ["STALL_US", "EvaluationClock"]
+
+STALL_US: Final = 30_000_000
+"""Nobody is waited for longer: neither a service that is silent, nor one whose time lags behind the others'."""
+FORGET_US: Final = 24 * 3600 * 1_000_000
+
+
+@dataclass
+class _Service:
+    watermark_us: int
+    heard_us: int
+    """Wall time of its last message."""
+    lags_since_us: int | None = None
+    """Wall time since when its watermark is more than STALL_US behind the foremost."""
+
+    def waited_for(self, now_us: int) -> bool:
+        lags = self.lags_since_us is not None and now_us - self.lags_since_us >= STALL_US
+        return now_us - self.heard_us < STALL_US and not lags
+
+
+@dataclass
+class EvaluationClock:
+    """Reached event time never goes back. State: 200 bytes a service."""
+
+    started_us: int
+    """Wall time when there was nothing yet."""
+    reached_us: int | None = None
+    services: dict[str, _Service] = field(default_factory=dict)
+
+    def hear(self, service: str, watermark_us: int, now_us: int) -> None:
+        """A service's windows that end at `watermark_us` or before are closed, and their rows are here."""
+        known = self.services.setdefault(service, _Service(watermark_us, now_us))
+        known.watermark_us = max(known.watermark_us, watermark_us)
+        known.heard_us = now_us
+
+    def advance(self, now_us: int) -> int | None:
+        """Event time up to which everything can be evaluated; None: nothing is known yet.
+
+        The least watermark of the services that are waited for; while there is none, wall time less STALL_US, so that
+        rules about missing data see that it is missing.
+        """
+        foremost_us = max((one.watermark_us for one in self.services.values()), default=0)
+        for one in self.services.values():
+            if foremost_us - one.watermark_us <= STALL_US:
+                one.lags_since_us = None
+            elif one.lags_since_us is None:
+                one.lags_since_us = now_us
+        live = [one.watermark_us for one in self.services.values() if one.waited_for(now_us)]
+        found_us = min(live) if live else now_us - STALL_US
+        if live or found_us >= self.started_us:
+            self.reached_us = found_us if self.reached_us is None else max(self.reached_us, found_us)
+        return self.reached_us
+
+    def stalled(self, now_us: int) -> list[str]:
+        """The services that are left out."""
+        return sorted(name for name, one in self.services.items() if not one.waited_for(now_us))
+
+    def next_us(self, now_us: int) -> int:
+        """Wall time at which `advance` may give more although nothing is heard."""
+        due = [max(one.heard_us, one.lags_since_us or 0) + STALL_US for one in self.services.values()]
+        return min((at for at in due if at > now_us), default=now_us + STALL_US // 3)
+
+    def resume(self, now_us: int) -> None:
+        """After a restart: everybody has as long as ever to be heard of; who was silent for a day is forgotten."""
+        self.services = {
+            name: _Service(one.watermark_us, now_us)
+            for name, one in self.services.items()
+            if now_us - one.heard_us < FORGET_US
+        }

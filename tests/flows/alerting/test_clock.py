@@ -1,0 +1,93 @@
+"""The clock of evaluation: a line is `wall: service=watermark ... -> reached`, in seconds."""
+
+import pytest
+from tailrace_flows.core.alerting.clock import EvaluationClock
+
+S = 1_000_000
+
+SCENARIOS = {
+    "the least watermark of all services": """
+        100: a=90 -> 90
+        101: b=95 -> 90
+        102: a=100 -> 95
+    """,
+    "never back, whatever is sent again": """
+        100: a=90 b=90 -> 90
+        101: a=50 -> 90
+        102: c=20 -> 90
+    """,
+    "a silent service is left out after 30 s, and does not pull time back when it returns": """
+        100: a=90 b=90 -> 90
+        129: a=119 -> 90
+        130: -> 119
+        140: a=130 -> 130
+        141: b=95 -> 130
+    """,
+    "a service whose clock is behind does not hold up the others": """
+        100: a=95 b=-3500 -> -3500
+        110: a=105 b=-3490 -> -3490
+        129: a=124 b=-3471 -> -3471
+        130: a=125 b=-3470 -> 125
+        140: a=135 b=-3460 -> 135
+    """,
+    "a backlog that all services share is taken at its own time": """
+        1000: a=10 b=12 -> 10
+        1001: a=60 b=65 -> 60
+        1002: a=300 b=290 -> 290
+        1003: b=320 -> 300
+    """,
+    "one that lagged is waited for again when it has caught up": """
+        100: a=95 b=0 -> 0
+        130: a=125 b=5 -> 125
+        140: a=135 b=130 -> 130
+        141: a=136 -> 130
+    """,
+    "while nobody is heard, wall time moves on": """
+        100: a=95 -> 95
+        129: -> 95
+        130: -> 100
+        160: -> 130
+        161: a=150 -> 150
+    """,
+    "who was never heard of may have a backlog, for which there is time": """
+        29: -> -
+        30: -> 0
+        50: -> 20
+    """,
+}
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_scenario(name: str) -> None:
+    clock = EvaluationClock(started_us=0)
+    for line in SCENARIOS[name].split("\n"):
+        if not line.strip():
+            continue
+        wall, _, rest = line.partition(":")
+        said, _, wanted = rest.partition("->")
+        now_us = int(wall) * S
+        for one in said.split():
+            service, watermark = one.split("=")
+            clock.hear(service, int(watermark) * S, now_us)
+        reached_us = clock.advance(now_us)
+        assert reached_us == (None if wanted.strip() == "-" else int(wanted) * S), line
+        assert clock.next_us(now_us) > now_us
+
+
+def test_after_a_restart_nobody_is_taken_for_silent() -> None:
+    clock = EvaluationClock(0)
+    clock.hear("a", 90 * S, 100 * S)
+    clock.hear("b", 80 * S, 100 * S)
+    clock.advance(100 * S)
+    clock.resume(1000 * S)
+    clock.hear("a", 99 * S, 1001 * S)
+    assert clock.advance(1001 * S) == 80 * S
+    assert clock.stalled(1001 * S) == []
+    assert clock.stalled(1030 * S) == ["b"]
+
+
+def test_a_service_that_was_gone_for_a_day_is_forgotten_by_a_restart() -> None:
+    clock = EvaluationClock(0)
+    clock.hear("a", 0, 0)
+    clock.resume(24 * 3600 * S)
+    assert clock.services == {}

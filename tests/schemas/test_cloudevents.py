@@ -1,0 +1,50 @@
+"""The messages of the alerts and commands topics as they lie in Kafka."""
+
+import json
+
+import pytest
+from tailrace_schemas.alerts import AlertEvent, Command
+from tailrace_schemas.cloudevents import MAX_BYTES, command_message, event_message, read_command, read_event
+
+from tests.schemas.examples import example
+
+EVENT = AlertEvent.model_validate(example("AlertEvent")["datum"])
+COMMAND = Command.model_validate(example("Command")["datum"])
+
+
+def test_an_event_s_headers_say_what_it_is_without_its_value() -> None:
+    sent = event_message(EVENT)
+    assert EVENT.alert is not None
+    assert sent.key.decode() == EVENT.alert.id
+    headers = {name: value.decode() for name, value in sent.headers}
+    assert headers == {
+        "ce_specversion": "1.0",
+        "ce_id": EVENT.id,
+        "ce_source": f"/tailrace/{EVENT.alert.source}",
+        "ce_type": f"tailrace.alert.{EVENT.transition}",
+        "ce_subject": EVENT.alert.id,
+        "ce_time": EVENT.time.isoformat(),
+        "content-type": "application/json",
+    }
+    assert json.loads(sent.value)["id"] == EVENT.id
+    assert read_event(sent.value) == EVENT
+
+
+def test_a_command_goes_the_way_of_its_alert() -> None:
+    sent = command_message(COMMAND)
+    assert sent.key.decode() == COMMAND.alert_id
+    assert dict(sent.headers)["ce_type"].decode() == f"tailrace.command.{COMMAND.kind}"
+    assert read_command(sent.value) == COMMAND
+
+
+def test_an_event_without_an_alert_has_no_subject() -> None:
+    sent = event_message(EVENT.model_copy(update={"alert": None}))
+    assert sent.key == b""
+    assert read_event(sent.value).alert is None
+
+
+@pytest.mark.parametrize("value", [b"", b"null", b"{}", b"\xff", b'{"id": 1}', b" " * (MAX_BYTES + 1)])
+def test_anything_else_is_a_value_error(value: bytes) -> None:
+    for read in (read_event, read_command):
+        with pytest.raises(ValueError, match=r"."):
+            read(value)
