@@ -1,0 +1,38 @@
+"""Which sections a native file may have, and who reads documents of another form."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from tailrace_schemas.config.base import ConfigModel
+from tailrace_schemas.config.rules import RuleGroup
+from tailrace_schemas.config.source import Document, Item, Problem
+
+__all__ = ["CHECKS", "DIALECTS", "SECTIONS", "Section"]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A key at the top of a native file."""
+
+    key: str
+    kind: str
+    """Of its records on the config topic, which are `kind/name`."""
+    model: type[ConfigModel]
+    """Its things, each with a `name`; or, where `single`, the section itself, which is then its own name."""
+    single: bool = False
+
+
+SECTIONS: Final[tuple[Section, ...]] = (
+    Section("groups", "rule_group", RuleGroup),
+)  # fmt: skip
+
+DIALECTS: Final[Mapping[str, Callable[[Sequence[Document]], list[Item]]]] = {}
+"""`apiVersion` of documents of another form -> what they mean; all of them together, since they name each other.
+
+Raises:
+    ConfigError: with all that is wrong in them.
+"""
+
+CHECKS: Final[tuple[Callable[[Sequence[Item]], Iterable[Problem]], ...]] = ()
+"""What must hold between things, in whatever file each is: references, contradictions."""
