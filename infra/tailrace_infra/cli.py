@@ -325,10 +325,11 @@ def _kafka(action: Callable[[], Result]) -> Result:
 
 def run_app() -> None:
     """The command, with logging set up."""
-    from tailrace_infra import replay_command
+    from tailrace_infra import config_command, replay_command
 
     configure_logging()
-    replay_command.register(app)
+    for module in (replay_command, config_command):
+        module.register(app)
     app()
 
 

@@ -39,7 +39,8 @@ _CHILD_SAYS: Final = re.compile(r"^error: (.+)\Z", re.M | re.S)
 def reason(error: BaseException) -> str:
     """The message of any error, shortened where it is one of `EXPECTED`."""
     if isinstance(error, KafkaException) and error.args and isinstance(error.args[0], KafkaError):
-        return str(error.args[0].str())
+        missing = error.args[0].code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)
+        return str(error.args[0].str()) + (" - `tailrace topics` creates the topics" if missing else "")
     if isinstance(error, ClickHouseError | HTTPError):
         return _clickhouse(error)
     if isinstance(error, ChildError):

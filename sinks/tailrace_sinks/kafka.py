@@ -38,8 +38,10 @@ class KafkaWriter:
         self._stop = stop
         self._failed: KafkaError | None = None
 
-    def write(self, topic: str, key: bytes, value: bytes, headers: list[tuple[str, bytes]] | None = None) -> None:
-        """Queues a message, and lets librdkafka send it at once.
+    def write(
+        self, topic: str, key: bytes, value: bytes | None, headers: list[tuple[str, bytes]] | None = None
+    ) -> None:
+        """Queues a message, and lets librdkafka send it at once. A value of None is a tombstone.
 
         Raises:
             StoppedError: the queue is full and the process is stopping.

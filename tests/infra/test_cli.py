@@ -20,7 +20,8 @@ from tests.infra.waiting import eventually
 pytest.importorskip("chdb")
 
 COMMANDS = [
-    "up", "run", "agent", "replay", "sql", "migrate", "topics", "check", "status", "kafka start", "kafka stop",
+    "up", "run", "agent", "replay", "sql", "migrate", "topics", "check", "status", "kafka start", "kafka stop", "apply",
+    "config list", "config diff", "config history",
 ]  # fmt: skip
 NOWHERE = {
     "TAILRACE_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1",
