@@ -103,10 +103,9 @@ def run(
     stopped_at: list[float] = []
 
     def begin_stop(number: int, frame: object) -> None:
+        # Nothing here that takes a lock: what this interrupts may hold it.
         if not stopped_at:
-            log.info("stopping: %s", signal.Signals(number).name)
             stopped_at.append(clock.monotonic_s())
-        stop.set()
 
     # Never restored: a second signal while the process ends must not turn a clean end into a killed one.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -137,7 +136,8 @@ def run(
     while thread.is_alive():
         thread.join(0.1)
         now_s = clock.monotonic_s()
-        if ends_at is not None and now_s >= ends_at:
+        if not stop.is_set() and (stopped_at or (ends_at is not None and now_s >= ends_at)):
+            log.info("stopping: %s", "signal" if stopped_at else "the duration is over")
             stop.set()
         if stopped_at and now_s - stopped_at[0] > EXIT_S:
             log.warning("not drained in time; what is not yet durable is done again at the next start")

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import signal
 import threading
 
 from tailrace_flows.settings import Settings
@@ -10,6 +9,7 @@ from tailrace_producers.agent import run_agent
 
 from tailrace_infra.child import announce_ready, exit_with_parent
 from tailrace_infra.logs import configure_logging
+from tailrace_infra.signals import StopSignal
 
 __all__ = ["run_agent_process"]
 
@@ -18,29 +18,25 @@ log = logging.getLogger(__name__)
 
 def run_agent_process(settings: Settings, service: str, interval_s: float, duration_s: float | None) -> None:
     """Collects until SIGTERM, SIGINT or `duration_s`; what was collected is sent. Main thread only."""
-    stop = threading.Event()
-    previous = {one: signal.signal(one, lambda *_: stop.set()) for one in (signal.SIGINT, signal.SIGTERM)}
-    timer = threading.Timer(duration_s, stop.set) if duration_s is not None else None
-    if timer:
+    kafka = settings.kafka
+    properties = {name: value for name, value in kafka.client().items() if name != "bootstrap.servers"}
+    with StopSignal() as stop:
+        timer = threading.Timer(duration_s or 0.0, stop.set)
         timer.daemon = True
-        timer.start()
-    try:
-        kafka = settings.kafka
-        properties = {name: value for name, value in kafka.client().items() if name != "bootstrap.servers"}
-        stats = run_agent(
-            stop,
-            bootstrap_servers=kafka.bootstrap_servers,
-            properties=properties,
-            topics=kafka.topics,
-            service=service,
-            interval_s=interval_s,
-        )
-        log.info("agent: %s", stats)
-    finally:
-        if timer:
+        if duration_s is not None:
+            timer.start()
+        try:
+            stats = run_agent(
+                stop,
+                bootstrap_servers=kafka.bootstrap_servers,
+                properties=properties,
+                topics=kafka.topics,
+                service=service,
+                interval_s=interval_s,
+            )
+        finally:
             timer.cancel()
-        for one, handler in previous.items():
-            signal.signal(one, handler)
+    log.info("agent: %s", stats)
 
 
 def main() -> None:

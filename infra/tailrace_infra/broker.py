@@ -25,7 +25,8 @@ from contextlib import contextmanager
 
 from confluent_kafka import Producer
 
-from tailrace_infra.child import announce_ready, exit_with_parent, stop_on_signals
+from tailrace_infra.child import announce_ready, exit_with_parent
+from tailrace_infra.signals import StopSignal
 
 __all__ = ["embedded_broker", "is_embedded"]
 
@@ -51,11 +52,11 @@ def embedded_broker() -> Iterator[str]:
 
 def main() -> None:
     """Serve until SIGTERM, SIGINT, or the end of the parent."""
-    wait_for_stop = stop_on_signals()
-    exit_with_parent()
-    with embedded_broker() as bootstrap_servers:
-        announce_ready(bootstrap_servers=bootstrap_servers)
-        wait_for_stop()
+    with StopSignal() as stop:
+        exit_with_parent()
+        with embedded_broker() as bootstrap_servers:
+            announce_ready(bootstrap_servers=bootstrap_servers)
+            stop.wait()
 
 
 if __name__ == "__main__":

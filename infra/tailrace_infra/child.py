@@ -12,17 +12,15 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
-from types import FrameType
 from typing import IO, Any
 
 from tailrace_schemas.clock import monotonic_s
 
-__all__ = ["Child", "ChildError", "announce_ready", "exit_with_parent", "start_child", "stop_on_signals"]
+__all__ = ["Child", "ChildError", "announce_ready", "exit_with_parent", "start_child"]
 
 PARENT_POLL_S = 0.5
 ORPHAN_GRACE_S = 10.0
@@ -57,22 +55,6 @@ def exit_with_parent() -> None:
     threading.Thread(target=watch, name="exit-with-parent", daemon=True).start()
 
 
-def stop_on_signals() -> Callable[[], object]:
-    """Catch SIGTERM and SIGINT from now on; the function returned blocks until one of them has come.
-
-    A SimpleQueue, because its put() is reentrant: Event.set() in a handler can deadlock with the wait it
-    interrupts.
-    """
-    stop: SimpleQueue[int] = SimpleQueue()
-
-    def on_signal(number: int, _frame: FrameType | None) -> None:
-        stop.put(number)
-
-    signal.signal(signal.SIGTERM, on_signal)
-    signal.signal(signal.SIGINT, on_signal)
-    return stop.get
-
-
 def announce_ready(**fields: object) -> None:
     """Write the ready line: `{"ready": true}` and the fields, all JSON values."""
     sys.stdout.write(json.dumps({"ready": True, **fields}) + "\n")
@@ -88,6 +70,12 @@ class Child:
 
     process: subprocess.Popen[bytes]
     ready: Mapping[str, Any]
+
+    @property
+    def end(self) -> IO[bytes]:
+        """What can be read as soon as it has ended: its stdout, on which it says nothing more."""
+        assert self.process.stdout is not None
+        return self.process.stdout
 
     def stop(self, timeout_s: float = 10.0) -> int:
         """SIGTERM, SIGKILL after the timeout. Returns the exit code; harmless when it has ended already."""

@@ -21,6 +21,7 @@ Not supported, and refused: several statements at once, temporary tables, extern
 """
 
 import argparse
+import faulthandler
 import logging
 import os
 import re
@@ -42,10 +43,12 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pyarrow as pa
+from tailrace_schemas.clock import monotonic_s
 
 from tailrace_infra.chdb_engine import ClickHouseError, Engine, StartError, Statement, quote, split_insert
-from tailrace_infra.child import announce_ready, exit_with_parent, stop_on_signals
+from tailrace_infra.child import announce_ready, exit_with_parent
 from tailrace_infra.http_bodies import Body, Reply, take, take_text, too_large
+from tailrace_infra.signals import StopSignal
 
 __all__ = ["ClickHouseServer", "StartError", "main", "serve"]
 
@@ -60,7 +63,10 @@ HELD_BYTES = 1 << 20  # of a result before its first byte is sent: an error in h
 HELD_BYTES_WAIT_END = 64 << 20  # the same with wait_end_of_query=1
 QUERIES_MAX = 32  # at once; more wait
 QUEUE_WAIT_S = 10.0
-STOP_GRACE_S = 3.0  # `tailrace up` promises to be gone within 5 s
+# `tailrace up` promises to be gone within 5 s. The engine's first exception takes a while: it loads its symbols.
+STOP_GRACE_S = 3.0
+CANCEL_S = 1.5
+STOP_S = 9.0  # whatever hangs; less than `Child.stop` waits, so that the log says what it was
 IDLE_S = 600.0
 HANG_UP_POLL_S = 0.5
 
@@ -403,21 +409,27 @@ class ClickHouseServer(ThreadingHTTPServer):
     def stop(self, grace_s: float = STOP_GRACE_S) -> bool:
         """Take no more requests, let running ones end, cancel the rest after `grace_s`, close the engine.
 
-        Returns whether it could be closed; if not, a query did not react, and the process should just exit: what
-        was acknowledged is safe. `serve_forever` must be running in another thread.
+        Returns whether it could be closed; if not, a query did not react within `CANCEL_S`, and the process should
+        just exit: what was acknowledged is safe. `serve_forever` must be running in another thread.
         """
-        self.shutdown()
-        self.server_close()
+        ends_s = monotonic_s() + grace_s
         with self._changed:
             self._stopping = True
-            idle = self._changed.wait_for(lambda: self._running == 0, grace_s)
-        if not idle:
-            self.engine.cancel("1")
-            with self._changed:
-                idle = self._changed.wait_for(lambda: self._running == 0, 1.0)
+        self.shutdown()
+        self.server_close()
+        idle = self._idle_by(ends_s)
+        ends_s = monotonic_s() + CANCEL_S
+        while not idle and monotonic_s() < ends_s:
+            self.engine.cancel("1")  # again, for what had not begun yet
+            idle = self._idle_by(monotonic_s() + HANG_UP_POLL_S)
         if idle:
             self.engine.close()
         return idle
+
+    def _idle_by(self, until_s: float) -> bool:
+        """Whether no request is running, waiting for it until this time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._running == 0, max(0.0, until_s - monotonic_s()))
 
 
 def _hung_up(connection: socket.socket) -> bool:
@@ -447,18 +459,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=0, help="on 127.0.0.1; 0 (the default) takes a free one")
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-    wait_for_stop = stop_on_signals()
-    exit_with_parent()
-    try:
-        server = ClickHouseServer(options.data_dir.absolute(), options.port)
-    except StartError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    threading.Thread(target=server.serve_forever, args=(HANG_UP_POLL_S,), name="clickhouse", daemon=True).start()
-    announce_ready(port=server.port, url=f"http://{HOST}:{server.port}", version=server.engine.version)
-    wait_for_stop()
-    if not server.stop():
-        os._exit(0)  # a query hangs in the engine: an ordinary exit would wait for it
+    with StopSignal() as stop:
+        exit_with_parent()
+        try:
+            server = ClickHouseServer(options.data_dir.absolute(), options.port)
+        except StartError as error:
+            sys.stderr.write(f"error: {error}\n")
+            return 1
+        threading.Thread(target=server.serve_forever, args=(HANG_UP_POLL_S,), name="clickhouse", daemon=True).start()
+        announce_ready(port=server.port, url=f"http://{HOST}:{server.port}", version=server.engine.version)
+        stop.wait()
+        # Of the C library, so that it does not need the GIL, which the engine might hold: stacks into the log, exit 1.
+        faulthandler.dump_traceback_later(STOP_S, exit=True)
+        if not server.stop():
+            os._exit(0)  # a query hangs in the engine: an ordinary exit would wait for it
     return 0
 
 

@@ -6,8 +6,6 @@ from the environment, so that no secret stands in an argument list.
 
 import argparse
 import logging
-import selectors
-import signal
 import socket
 import subprocess
 import sys
@@ -24,8 +22,9 @@ from tailrace_sinks.clickhouse import WriteRejectedError, connect
 from tailrace_sinks.rollup import rollup
 from urllib3.exceptions import HTTPError
 
-from tailrace_infra.child import Child, announce_ready, exit_with_parent, start_child
+from tailrace_infra.child import Child, ChildError, announce_ready, exit_with_parent, start_child
 from tailrace_infra.logs import configure_logging
+from tailrace_infra.signals import StopSignal
 
 __all__ = ["FlowError", "run_windows"]
 
@@ -93,35 +92,25 @@ def _run_cluster(processes: int, duration_s: float | None) -> None:
     """Starts the processes, waits for the end of any, and stops the others: a cluster lives and dies as one."""
     addresses = ",".join(f"127.0.0.1:{port}" for port in _free_ports(processes))
     duration = [] if duration_s is None else ["--duration", str(duration_s)]
-    woken, waker = socket.socketpair()
-    waker.setblocking(False)
-    previous_wakeup = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
-    previous = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     children: list[Child] = []
-    try:
-        for process in range(processes):
-            arguments = ["--process", str(process), "--addresses", addresses, *duration]
-            children.append(start_child("tailrace_infra.run", *arguments))
-        with selectors.DefaultSelector() as selector:
-            selector.register(woken, selectors.EVENT_READ)
+    with StopSignal() as stop:
+        try:
+            for process in range(processes):
+                arguments = ["--process", str(process), "--addresses", addresses, *duration]
+                children.append(start_child("tailrace_infra.run", *arguments))
+            stop.wait(None, [child.end for child in children])
             for child in children:
-                assert child.process.stdout is not None
-                selector.register(child.process.stdout, selectors.EVENT_READ)  # readable when it ends
-            selector.select()
-        for child in children:
-            child.process.terminate()
-        # Not stop(), which would send a second SIGTERM: while an interpreter ends, that kills it.
-        codes = [_code(child) for child in children]
-        if any(codes):
-            raise FlowError(f"a process of the cluster failed (exit codes {codes}); its log is above")
-    finally:
-        for child in children:
-            child.stop()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(previous_wakeup)
-        woken.close()
-        waker.close()
+                child.process.terminate()
+            # Not stop(), which would send a second SIGTERM: while an interpreter ends, that kills it.
+            codes = [_code(child) for child in children]
+            if any(codes):
+                raise FlowError(f"a process of the cluster failed (exit codes {codes}); its log is above")
+        except ChildError:
+            if not stop.is_set():  # else Ctrl-C met it in the instant before it had its own session
+                raise
+        finally:
+            for child in children:
+                child.stop()
 
 
 def _code(child: Child) -> int:

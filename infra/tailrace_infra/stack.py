@@ -130,8 +130,8 @@ class Stack:
         return next((name for name, child in self.children.items() if child.process.poll() is not None), None)
 
     def ends(self) -> list[IO[bytes]]:
-        """What can be read as soon as a process has ended: its stdout, on which it says nothing more."""
-        return [child.process.stdout for child in self.children.values() if child.process.stdout is not None]
+        """What can be read as soon as a process has ended."""
+        return [child.end for child in self.children.values()]
 
     def log_tail(self, name: str) -> str:
         """The last lines of a process' log."""

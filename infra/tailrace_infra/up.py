@@ -1,13 +1,10 @@
 """`tailrace up`: the embedded stack, the agent on this host, and the live view."""
 
 import logging
-import selectors
-import signal
-import socket
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import NoReturn
 
 from clickhouse_connect.driver.exceptions import ClickHouseError
 from rich.console import Console
@@ -17,9 +14,11 @@ from tailrace_schemas.clock import monotonic_s
 from tailrace_sinks.clickhouse import connect
 from urllib3.exceptions import HTTPError
 
+from tailrace_infra.child import ChildError
 from tailrace_infra.errors import EXPECTED, reason
 from tailrace_infra.live import line, screen
 from tailrace_infra.overview import LagReader, Overview, read_overview
+from tailrace_infra.signals import StopSignal
 from tailrace_infra.stack import FLOW_STOP_S, Stack, embedded_stack
 
 __all__ = ["run_up"]
@@ -29,48 +28,12 @@ log = logging.getLogger(__name__)
 SCREEN_S = 2.0
 LINE_S = 10.0
 CATCH_UP_S = 10.0
+CATCH_UP_POLL_S = 0.2
 DEATH_S = 1.0
 
 
 class _InterruptedError(Exception):
     """SIGINT or SIGTERM came."""
-
-
-class Signals:
-    """SIGINT and SIGTERM, while the context lasts: waits end at once, nothing else is interrupted."""
-
-    def __enter__(self) -> "Signals":
-        self._woken, self._waker = socket.socketpair()
-        self._waker.setblocking(False)
-        self._wakeup = signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
-        self._previous = {one: signal.signal(one, self._note) for one in (signal.SIGINT, signal.SIGTERM)}
-        self.came = False
-        return self
-
-    def _note(self, *_: object) -> None:
-        self.came = True
-
-    def wait(self, seconds: float, others: Iterable[IO[Any]] = ()) -> None:
-        """Returns after `seconds`, or when one of `others` can be read or has ended.
-
-        Raises:
-            _InterruptedError: a signal has come, before or meanwhile.
-        """
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._woken, selectors.EVENT_READ)
-            for one in others:
-                selector.register(one, selectors.EVENT_READ)
-            if not self.came:
-                selector.select(max(0.0, seconds))
-        if self.came:
-            raise _InterruptedError
-
-    def __exit__(self, *_: object) -> None:
-        for one, handler in self._previous.items():
-            signal.signal(one, handler)
-        signal.set_wakeup_fd(self._wakeup)
-        self._woken.close()
-        self._waker.close()
 
 
 def run_up(
@@ -87,11 +50,11 @@ def run_up(
     """
     console = Console(stderr=True)
 
-    with Signals() as signals:
+    with StopSignal() as stop:
 
         def say(text: str) -> None:
             # Between the steps of starting up a signal is noticed here.
-            if signals.came:
+            if stop.is_set():
                 raise _InterruptedError
             console.print(text, style="dim", highlight=False, soft_wrap=True)
 
@@ -103,21 +66,21 @@ def run_up(
                 query = "SELECT metric, count, p99 FROM windows LIMIT 10"
                 say(f'try: tailrace sql --data-dir {data_dir} "{query}"')
                 try:
-                    _watch(stack, signals, duration_s, console)
+                    _watch(stack, stop, duration_s, console)
                     console.print("stopping: storing what was collected ...", style="dim")
                     _finish(stack)
                 except EXPECTED as error:
                     # A part that has died shows first as a connection refused.
-                    with suppress(_InterruptedError):
-                        signals.wait(DEATH_S, stack.ends())
+                    stop.wait(DEATH_S, stack.ends())
                     if failed := stack.failed():
                         raise _PartFailedError(_ended(stack, failed)) from error
                     raise
         except _PartFailedError as error:
             fail(str(error))
-        except EXPECTED as error:
-            fail(reason(error))
-        except _InterruptedError:
+        except (*EXPECTED, _InterruptedError) as error:
+            # A child may have died of the terminal's Ctrl-C in the instant before it had its own session.
+            if not isinstance(error, _InterruptedError) and not (isinstance(error, ChildError) and stop.is_set()):
+                fail(reason(error))
             console.print("stopped before everything was up", style="dim")
 
 
@@ -125,7 +88,7 @@ class _PartFailedError(Exception):
     """A process of the stack ended by itself, or did not store everything."""
 
 
-def _watch(stack: Stack, signals: Signals, duration_s: float | None, console: Console) -> None:
+def _watch(stack: Stack, stop: StopSignal, duration_s: float | None, console: Console) -> None:
     """Shows what goes on until it is time to end."""
     until_s = None if duration_s is None else monotonic_s() + duration_s
     period_s = SCREEN_S if console.is_terminal else LINE_S
@@ -133,9 +96,7 @@ def _watch(stack: Stack, signals: Signals, duration_s: float | None, console: Co
         last: tuple[float, int] | None = None
         while until_s is None or monotonic_s() < until_s:
             remaining_s = period_s if until_s is None else min(period_s, until_s - monotonic_s())
-            try:
-                signals.wait(remaining_s, stack.ends())
-            except _InterruptedError:
+            if stop.wait(remaining_s, stack.ends()):
                 return
             failed = stack.failed()
             if failed is not None:
@@ -201,17 +162,16 @@ def _catch_up(stack: Stack) -> int:
     left = 0
     lag = LagReader(stack.settings.kafka)
     try:
-        with Signals() as signals:
+        with StopSignal() as at_once:
             until_s = monotonic_s() + CATCH_UP_S
             while monotonic_s() < until_s:
                 found = lag.read()
                 left = found.records if found else 0
                 if not left or stack.failed():
                     break
-                signals.wait(0.2)
-    except _InterruptedError:
-        log.warning("stopping at once; %d records are not read", left)
-        return 0
+                if at_once.wait(CATCH_UP_POLL_S):
+                    log.warning("stopping at once; %d records are not read", left)
+                    return 0
     finally:
         lag.close()
     return left

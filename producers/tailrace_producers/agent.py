@@ -7,7 +7,7 @@ import logging
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from threading import Event
+from typing import Protocol
 
 from tailrace_schemas.clock import monotonic_s, now_us
 from tailrace_schemas.topics import Topics
@@ -18,6 +18,16 @@ from tailrace_producers.telemetry import Cumulative, Distribution, Gauge, Stats,
 __all__ = ["Agent", "run_agent", "summary"]
 
 _log = logging.getLogger("tailrace.agent")
+
+
+class Stop(Protocol):
+    """What tells an agent to stop: `threading.Event` is one."""
+
+    def is_set(self) -> bool:
+        """Whether to stop."""
+
+    def wait(self, timeout: float, /) -> bool:
+        """The same, after `timeout` seconds or as soon as it is to stop."""
 
 
 class Agent:
@@ -50,7 +60,7 @@ class Agent:
         self.failures: Counter[str] = Counter()
         """How often something could not be read, by collector, or by collector and subject."""
 
-    def run(self, stop: Event) -> None:
+    def run(self, stop: Stop) -> None:
         """Passes at a fixed rate until `stop` is set. What a slow pass overlaps is left out, not made up for."""
         start_s = monotonic_s()
         while not stop.is_set():
@@ -102,7 +112,7 @@ class Agent:
 
 
 def run_agent(
-    stop: Event,
+    stop: Stop,
     *,
     bootstrap_servers: str,
     properties: Mapping[str, object] | None = None,

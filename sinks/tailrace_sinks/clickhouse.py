@@ -125,9 +125,6 @@ def _client(address: _Address, password: str, timeout_s: int) -> Any:
     # Set only now: the client's first queries, about the server, would fail while the database does not exist.
     client.database = address.database
     return client
-    # Not above: a client asks about its server at once, in its database, which may not exist yet.
-    client.database = address.database
-    return client
 
 
 def connect(target: ClickHouseTarget, *, read_timeout_s: int = READ_TIMEOUT_S) -> Any:
