@@ -7,6 +7,7 @@ from benchmarks.common import publish
 
 NAMES = {
     "pipeline": "samples/s on one core from Kafka to ClickHouse rows, and its limits",
+    "producer": "what recording costs a service, beside other libraries",
     "query": "quantiles by SQL over 10 M window rows",
 }
 

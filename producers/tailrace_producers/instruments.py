@@ -9,7 +9,7 @@ key made of all pairs.
 
 from collections.abc import Callable
 from contextlib import suppress
-from functools import wraps
+from functools import partial, wraps
 from inspect import iscoroutinefunction
 from operator import itemgetter
 from typing import Any, Final, ParamSpec, Protocol, Self, TypeVar
@@ -22,7 +22,7 @@ from tailrace_producers.registry import MAX_SERIES, Attributes, Registry, checke
 
 __all__ = [
     "BoundCounter", "BoundCumulative", "BoundDistribution", "BoundGauge", "BoundTimer", "Counter", "Cumulative",
-    "Distribution", "Gauge", "Timer", "nanoseconds",
+    "Distribution", "Gauge", "Timer", "nanoseconds", "rounded",
 ]  # fmt: skip
 
 P = ParamSpec("P")
@@ -87,12 +87,23 @@ class BoundTimer(BoundDistribution):
         return _Timing(self.record)
 
 
+_ROUND_S: Final = 1.5 * 2**22
+"""The float64 numbers near it lie 2**-30 apart."""
+
+
+def rounded(seconds: float) -> float:
+    """A duration as a multiple of 2**-30 s (0.93 ns): as fine as the clock, but half of its bits are zero, so that it
+    takes a third less once compressed. What `Timer.time` measures is rounded so; what a host records is not.
+    """
+    return seconds + _ROUND_S - _ROUND_S
+
+
 class _Timing:
     """Times a block or, as a decorator, each call of a function or coroutine function."""
 
     __slots__ = ("_record", "_start_ns")
 
-    def __init__(self, record: _Record) -> None:
+    def __init__(self, record: Callable[[float], None]) -> None:
         self._record = record
         self._start_ns = 0
 
@@ -101,7 +112,7 @@ class _Timing:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self._record((monotonic_ns() - self._start_ns) / 1e9)
+        self._record(rounded((monotonic_ns() - self._start_ns) / 1e9))
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
@@ -165,9 +176,10 @@ class _Instrument:
                 ref = self._plain or self._resolve({})
             else:
                 values, size, refs = self._shape
-                # Only a dict: to ask others, such as a defaultdict, for a key may make it.
-                known = len(attributes) == size and attributes.__class__ is dict
-                ref = refs[values(attributes)] if known else self._resolve(attributes)
+                if len(attributes) == size and attributes.__class__ is dict:
+                    ref = refs[values(attributes)]
+                else:  # to ask another mapping, such as a defaultdict, for a key may make it
+                    ref = self._refs[tuple(attributes.items())]
         except Exception:  # noqa: BLE001 - new attributes, or a host's odd objects, which _resolve sorts out
             ref = self._resolve(attributes, more)
         self._extend((value, now_ns() if time_us is None else nanoseconds(time_us), ref))
@@ -213,9 +225,28 @@ class _Instrument:
                 return
         self._refs[key] = ref
 
+    def _lookup(self, attributes: Attributes | None, more: Attributes) -> SeriesRef:
+        """The series of these attributes, as _record finds it."""
+        try:
+            if more:
+                attributes = {**attributes, **more} if attributes else more
+            if not attributes:
+                return self._plain or self._resolve({})
+            values, size, refs = self._shape
+            if len(attributes) == size and attributes.__class__ is dict:
+                return refs[values(attributes)]
+            return self._refs[tuple(attributes.items())]
+        except Exception:  # noqa: BLE001 - as in _record
+            return self._resolve(attributes, more)
+
+    def _put(self, ref: SeriesRef, value: float) -> None:
+        self._extend((value, now_ns(), ref))
+        if len(self._rows) >= self._row_limit:
+            self._cut()
+
     def _bind(self, attributes: Attributes | None, more: Attributes) -> _Record:
         """A function that records for these attributes: the cheapest way there is."""
-        ref = self._resolve(attributes, more)
+        ref = self._lookup(attributes, more)
         rows, row_limit, extend, cut = self._rows, self._row_limit, self._extend, self._cut
 
         def record(value: float, time_us: int | None = None) -> None:
@@ -246,8 +277,10 @@ class Counter(_Instrument):
                 ref = self._plain or self._resolve({})
             else:
                 values, size, refs = self._shape
-                known = len(attributes) == size and attributes.__class__ is dict
-                ref = refs[values(attributes)] if known else self._resolve(attributes)
+                if len(attributes) == size and attributes.__class__ is dict:
+                    ref = refs[values(attributes)]
+                else:
+                    ref = self._refs[tuple(attributes.items())]
         except Exception:  # noqa: BLE001 - as in _record
             ref = self._resolve(attributes, more)
         self._extend((value, now_ns() if time_us is None else nanoseconds(time_us), ref))
@@ -256,7 +289,7 @@ class Counter(_Instrument):
 
     def bind(self, attributes: Attributes | None = None, **more: object) -> BoundCounter:
         """This counter with its attributes fixed: less than half the cost of a call."""
-        ref = self._resolve(attributes, more)
+        ref = self._lookup(attributes, more)
         rows, row_limit, extend, cut = self._rows, self._row_limit, self._extend, self._cut
 
         def add(value: float = 1, time_us: int | None = None) -> None:  # as in _bind, but for the default
@@ -329,7 +362,7 @@ class Timer(Distribution):
         @timer.time(job="mail")
         def send(): ...
         """
-        return self.bind(attributes, **more).time()
+        return _Timing(partial(self._put, self._lookup(attributes, more)))  # half the cost of a bound record
 
     def bind(self, attributes: Attributes | None = None, **more: object) -> BoundTimer:
         """This timer with its attributes fixed: less than half the cost of a call."""
