@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from tailrace_schemas.config.base import ConfigModel
+from tailrace_schemas.config.maintenance import Maintenance
 from tailrace_schemas.config.rules import RuleGroup
+from tailrace_schemas.config.slo import SloSpec
 from tailrace_schemas.config.source import Document, Item, Problem
 
 __all__ = ["CHECKS", "DIALECTS", "SECTIONS", "Section"]
@@ -25,6 +27,8 @@ class Section:
 
 SECTIONS: Final[tuple[Section, ...]] = (
     Section("groups", "rule_group", RuleGroup),
+    Section("slos", "slo", SloSpec),
+    Section("maintenance", "maintenance", Maintenance),
 )  # fmt: skip
 
 DIALECTS: Final[Mapping[str, Callable[[Sequence[Document]], list[Item]]]] = {}
