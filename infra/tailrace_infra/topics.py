@@ -52,6 +52,7 @@ def _wanted(topics: Topics, partitions: int) -> dict[str, _Wanted]:
         topics.aggregates: _Wanted(partitions, kept(days=7)),
         topics.alerts: _Wanted(1, kept(days=30)),
         topics.commands: _Wanted(1, kept(days=30)),
+        topics.notifications: _Wanted(1, kept(days=7)),
         # Whoever starts reads all of it: compacted soon, so that it stays as short as what it says.
         topics.config: _Wanted(1, {"cleanup.policy": "compact", "segment.ms": str(_HOUR_MS)}),
         topics.dead_letters: _Wanted(1, kept(days=14)),

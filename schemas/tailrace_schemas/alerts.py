@@ -7,7 +7,7 @@ Needs pydantic; a service that embeds a producer does not load this.
 """
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from hashlib import blake2b
 from typing import Annotated, Any, Literal
@@ -17,7 +17,10 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 __all__ = [
     "PUBLISHED", "Alert", "AlertEvent", "Annotation", "Command", "CommandKind", "Labels", "Operator", "Severity",
     "Status", "Threshold", "Transition", "alert_id", "event_id", "json_schema", "time_of",
+    "us_of",
 ]  # fmt: skip
+
+_EPOCH = datetime.fromtimestamp(0, UTC)
 
 Labels = tuple[tuple[str, str], ...]
 """Sorted by name; without the alert's name, which is the rule's."""
@@ -136,6 +139,9 @@ class CommandKind(StrEnum):
     RESOLVE = "resolve"
     ANNOTATE = "annotate"
     MARK = "mark"
+    SILENCE = "silence"
+    """Nobody is told of this one alert for `duration_s`. The configuration's silences are for more than one."""
+    UNSILENCE = "unsilence"
 
 
 class Command(_Model):
@@ -152,6 +158,8 @@ class Command(_Model):
     annotation: Literal["note", "action", "resolution"] = "note"
     false_positive: bool = True
     """Of MARK: false takes the mark back."""
+    duration_s: Annotated[float, Field(gt=0, le=366 * 86_400)] | None = None
+    """Of SILENCE, which needs it: how long, from `time`."""
 
 
 def alert_id(source: str, labels: Labels, active_at_us: int) -> str:
@@ -172,6 +180,11 @@ def time_of(t_us: int) -> datetime:
     """Microseconds since the Unix epoch as a time in UTC."""
     seconds, microseconds = divmod(t_us, 1_000_000)
     return datetime.fromtimestamp(seconds, UTC).replace(microsecond=microseconds)
+
+
+def us_of(time: datetime) -> int:
+    """A time as microseconds since the Unix epoch, exactly; the inverse of `time_of`."""
+    return (time - _EPOCH) // timedelta(microseconds=1)
 
 
 PUBLISHED: dict[str, type[BaseModel]] = {"AlertEvent": AlertEvent, "Command": Command}

@@ -1,4 +1,4 @@
-"""JSON messages of the alerts and commands topics, with CloudEvents' attributes as Kafka headers.
+"""JSON messages of the alerts, commands and notifications topics, with CloudEvents' attributes as Kafka headers.
 
 Source: CloudEvents 1.0, Kafka protocol binding 1.0.2, "binary content mode".
 """
@@ -7,8 +7,12 @@ from datetime import datetime
 from typing import Final, NamedTuple
 
 from tailrace_schemas.alerts import AlertEvent, Command
+from tailrace_schemas.notifications import Notification
 
-__all__ = ["Message", "command_message", "event_message", "read_command", "read_event"]
+__all__ = [
+    "Message", "command_message", "event_message", "notification_message", "read_command", "read_event",
+    "read_notification",
+]  # fmt: skip
 
 MAX_BYTES: Final = 1_000_000
 """Of a message that is read: an alert with a hundred long annotations has about as much."""
@@ -75,6 +79,25 @@ def read_command(value: bytes) -> Command:
     """
     _check_size(value)
     return Command.model_validate_json(value)
+
+
+def notification_message(notification: Notification) -> Message:
+    """For the notifications topic: `ce_type` is `tailrace.notification.first` and so on, the key the group's."""
+    kind = f"tailrace.notification.{notification.reason}"
+    return message(
+        kind, notification.id, "/tailrace/dispatch", notification.receiver, notification.time,
+        notification.model_dump_json(), key=notification.group_key,
+    )  # fmt: skip
+
+
+def read_notification(value: bytes) -> Notification:
+    """The notification of a message.
+
+    Raises:
+        ValueError: it is none.
+    """
+    _check_size(value)
+    return Notification.model_validate_json(value)
 
 
 def _check_size(value: bytes) -> None:

@@ -41,6 +41,11 @@ class Topics:
         return f"{self.prefix}.commands"
 
     @property
+    def notifications(self) -> str:
+        """`Notification`: who is to be told what, JSON, key = group key."""
+        return f"{self.prefix}.notifications"
+
+    @property
     def config(self) -> str:
         """Rules, SLOs, routes; JSON, compacted, key = kind/name."""
         return f"{self.prefix}.config"
@@ -58,5 +63,6 @@ class Topics:
     def all(self) -> tuple[str, ...]:
         """Every topic, in the order in which they are created."""
         return (
-            self.samples, self.aggregates, self.alerts, self.commands, self.config, self.dead_letters, self.logs,
+            self.samples, self.aggregates, self.alerts, self.commands, self.notifications, self.config,
+            self.dead_letters, self.logs,
         )  # fmt: skip

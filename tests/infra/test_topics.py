@@ -11,7 +11,10 @@ from tailrace_infra import topics as topics_module
 from tailrace_infra.topics import TopicsError, ensure_topics
 from tailrace_schemas.topics import Topics
 
-ALL = [f"tailrace.{name}" for name in ("samples", "aggregates", "alerts", "commands", "config", "dead-letters", "logs")]
+ALL = [
+    f"tailrace.{name}"
+    for name in ("samples", "aggregates", "alerts", "commands", "notifications", "config", "dead-letters", "logs")
+]
 
 
 @pytest.fixture
@@ -61,7 +64,7 @@ def test_topics_are_created_once_with_their_retention(kafka: str, topics: Topics
     assert (samples["cleanup.policy"], samples["retention.ms"]) == ("delete", "86400000")
     assert config["cleanup.policy"] == "compact"
     again = ensure_topics(client, topics, partitions=3)
-    assert [(s.state, s.differences) for s in again] == [("exists", ())] * 7
+    assert [(s.state, s.differences) for s in again] == [("exists", ())] * len(ALL)
 
 
 @pytest.mark.kafka

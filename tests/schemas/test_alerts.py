@@ -1,4 +1,4 @@
-"""The JSON messages of the alerts and commands topics: published schemas, examples, identity.
+"""The JSON messages of the alerts, commands and notifications topics: published schemas, examples, identity.
 
 `python -m tests.schemas.test_alerts` writes the schemas anew, after a model was changed on purpose.
 """
@@ -11,11 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, ValidationError
-from tailrace_schemas.alerts import PUBLISHED, Transition, alert_id, event_id, json_schema, time_of
+from pydantic import BaseModel
+from tailrace_schemas import alerts, notifications
+from tailrace_schemas.alerts import Transition, alert_id, event_id, time_of, us_of
 
 from tests.schemas.examples import DIRECTORY, example
 
 JSON = DIRECTORY.parent / "json"
+PUBLISHED: dict[str, type[BaseModel]] = {**alerts.PUBLISHED, "Notification": notifications.Notification}
+
+
+def json_schema(name: str) -> dict[str, Any]:
+    return notifications.json_schema() if name == "Notification" else alerts.json_schema(name)
 
 
 def published(name: str) -> dict[str, Any]:
@@ -69,6 +76,7 @@ def test_microseconds_become_times_and_come_back(t_us: int) -> None:
     assert time.tzinfo is UTC
     delta = time - datetime(1970, 1, 1, tzinfo=UTC)
     assert (delta.days * 86400 + delta.seconds) * 1_000_000 + delta.microseconds == t_us
+    assert us_of(time) == t_us
 
 
 def test_ids_of_different_things_differ() -> None:

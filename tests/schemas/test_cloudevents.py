@@ -4,11 +4,21 @@ import json
 
 import pytest
 from tailrace_schemas.alerts import AlertEvent, Command
-from tailrace_schemas.cloudevents import MAX_BYTES, command_message, event_message, read_command, read_event
+from tailrace_schemas.cloudevents import (
+    MAX_BYTES,
+    command_message,
+    event_message,
+    notification_message,
+    read_command,
+    read_event,
+    read_notification,
+)
+from tailrace_schemas.notifications import Notification
 
 from tests.schemas.examples import example
 
 EVENT = AlertEvent.model_validate(example("AlertEvent")["datum"])
+NOTIFICATION = Notification.model_validate(example("Notification")["datum"])
 COMMAND = Command.model_validate(example("Command")["datum"])
 
 
@@ -37,6 +47,15 @@ def test_a_command_goes_the_way_of_its_alert() -> None:
     assert read_command(sent.value) == COMMAND
 
 
+def test_a_notification_goes_the_way_of_its_group() -> None:
+    sent = notification_message(NOTIFICATION)
+    assert sent.key.decode() == NOTIFICATION.group_key
+    headers = dict(sent.headers)
+    assert headers["ce_type"] == b"tailrace.notification.first"
+    assert headers["ce_id"].decode() == NOTIFICATION.id
+    assert read_notification(sent.value) == NOTIFICATION
+
+
 def test_an_event_without_an_alert_has_no_subject() -> None:
     sent = event_message(EVENT.model_copy(update={"alert": None}))
     assert sent.key == b""
@@ -45,6 +64,6 @@ def test_an_event_without_an_alert_has_no_subject() -> None:
 
 @pytest.mark.parametrize("value", [b"", b"null", b"{}", b"\xff", b'{"id": 1}', b" " * (MAX_BYTES + 1)])
 def test_anything_else_is_a_value_error(value: bytes) -> None:
-    for read in (read_event, read_command):
+    for read in (read_event, read_command, read_notification):
         with pytest.raises(ValueError, match=r"."):
             read(value)

@@ -14,6 +14,7 @@ def test_names() -> None:
         "tailrace.aggregates",
         "tailrace.alerts",
         "tailrace.commands",
+        "tailrace.notifications",
         "tailrace.config",
         "tailrace.dead-letters",
         "tailrace.logs",

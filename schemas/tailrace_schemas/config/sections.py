@@ -5,7 +5,17 @@ from dataclasses import dataclass
 from typing import Final
 
 from tailrace_schemas.config.base import ConfigModel
+from tailrace_schemas.config.dispatch import (
+    Escalation,
+    Inhibition,
+    Routing,
+    Silence,
+    Team,
+    TimeInterval,
+    check_references,
+)
 from tailrace_schemas.config.maintenance import Maintenance
+from tailrace_schemas.config.receivers import Receiver
 from tailrace_schemas.config.rules import RuleGroup
 from tailrace_schemas.config.slo import SloSpec
 from tailrace_schemas.config.source import Document, Item, Problem
@@ -29,6 +39,13 @@ SECTIONS: Final[tuple[Section, ...]] = (
     Section("groups", "rule_group", RuleGroup),
     Section("slos", "slo", SloSpec),
     Section("maintenance", "maintenance", Maintenance),
+    Section("routing", "routing", Routing, single=True),
+    Section("receivers", "receiver", Receiver),
+    Section("teams", "team", Team),
+    Section("escalations", "escalation", Escalation),
+    Section("inhibitions", "inhibition", Inhibition),
+    Section("silences", "silence", Silence),
+    Section("time_intervals", "time_interval", TimeInterval),
 )  # fmt: skip
 
 DIALECTS: Final[Mapping[str, Callable[[Sequence[Document]], list[Item]]]] = {}
@@ -38,5 +55,5 @@ Raises:
     ConfigError: with all that is wrong in them.
 """
 
-CHECKS: Final[tuple[Callable[[Sequence[Item]], Iterable[Problem]], ...]] = ()
+CHECKS: Final[tuple[Callable[[Sequence[Item]], Iterable[Problem]], ...]] = (check_references,)
 """What must hold between things, in whatever file each is: references, contradictions."""

@@ -315,6 +315,9 @@ class RuleAlerts:
             case CommandKind.MARK:
                 marked = alert.model_copy(update={"false_positive": command.false_positive})
                 return [self._next(life, marked, Transition.MARKED, cause, t_us)]
+            case CommandKind.SILENCE | CommandKind.UNSILENCE:
+                # The dispatcher's business; here it leaves its trace, if something was said.
+                return [self._next(life, alert, Transition.ANNOTATED, cause, t_us)] if command.message else []
             case CommandKind.ANNOTATE:
                 return [self._next(life, alert, Transition.ANNOTATED, cause, t_us)]
 
