@@ -6,6 +6,7 @@ import importlib
 from benchmarks.common import publish
 
 NAMES = {
+    "middleware": "CPU time that the ASGI and WSGI middleware adds to a request",
     "pipeline": "samples/s on one core from Kafka to ClickHouse rows, and its limits",
     "producer": "what recording costs a service, beside other libraries",
     "query": "quantiles by SQL over 10 M window rows",

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tailrace_schemas.samples import MAX_TIME_US, MIN_TIME_US, Series
 
+from tailrace_producers.http_server import METHODS, OTHER
 from tailrace_producers.replay.columns import KeyColumn, distinct_rows, key_column, times_of, values_of
 from tailrace_producers.replay.model import (
     F8,
@@ -37,8 +38,6 @@ from tailrace_producers.replay.source import LineBlock
 
 __all__ = ["LogFormat", "access_log_blocks", "log_format", "looks_like_access_log"]
 
-METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"))
-OTHER: Final = "_OTHER"
 MAX_PATHS: Final = 100
 _MONTHS: Final = {
     name: number
