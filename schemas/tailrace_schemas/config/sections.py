@@ -15,6 +15,7 @@ from tailrace_schemas.config.dispatch import (
     check_references,
 )
 from tailrace_schemas.config.maintenance import Maintenance
+from tailrace_schemas.config.openslo import API_VERSION, read_openslo
 from tailrace_schemas.config.receivers import Receiver
 from tailrace_schemas.config.rules import RuleGroup
 from tailrace_schemas.config.slo import SloSpec
@@ -48,7 +49,7 @@ SECTIONS: Final[tuple[Section, ...]] = (
     Section("time_intervals", "time_interval", TimeInterval),
 )  # fmt: skip
 
-DIALECTS: Final[Mapping[str, Callable[[Sequence[Document]], list[Item]]]] = {}
+DIALECTS: Final[Mapping[str, Callable[[Sequence[Document]], list[Item]]]] = {API_VERSION: read_openslo}
 """`apiVersion` of documents of another form -> what they mean; all of them together, since they name each other.
 
 Raises:
