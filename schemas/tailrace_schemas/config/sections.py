@@ -14,6 +14,7 @@ from tailrace_schemas.config.dispatch import (
     TimeInterval,
     check_references,
 )
+from tailrace_schemas.config.health import HealthCheck, ServiceSpec, health_problems
 from tailrace_schemas.config.maintenance import Maintenance
 from tailrace_schemas.config.openslo import API_VERSION, read_openslo
 from tailrace_schemas.config.receivers import Receiver
@@ -47,6 +48,8 @@ SECTIONS: Final[tuple[Section, ...]] = (
     Section("inhibitions", "inhibition", Inhibition),
     Section("silences", "silence", Silence),
     Section("time_intervals", "time_interval", TimeInterval),
+    Section("health_checks", "health_check", HealthCheck),
+    Section("services", "service", ServiceSpec),
 )  # fmt: skip
 
 DIALECTS: Final[Mapping[str, Callable[[Sequence[Document]], list[Item]]]] = {API_VERSION: read_openslo}
@@ -56,5 +59,5 @@ Raises:
     ConfigError: with all that is wrong in them.
 """
 
-CHECKS: Final[tuple[Callable[[Sequence[Item]], Iterable[Problem]], ...]] = (check_references,)
+CHECKS: Final[tuple[Callable[[Sequence[Item]], Iterable[Problem]], ...]] = (check_references, health_problems)
 """What must hold between things, in whatever file each is: references, contradictions."""

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from tailrace_schemas.alerts import Severity
 from tailrace_schemas.config.base import ConfigModel, Duration, Name, duration_text, parse_duration, wrong
+from tailrace_schemas.config.health import HEALTH_RUNS
 from tailrace_schemas.config.matcher import Label, Where
 
 __all__ = [
@@ -21,8 +22,6 @@ STEP_S: Final = 10
 """Objectives see windows of 10 s."""
 DAY_S: Final = 86_400
 MAX_PERIOD_DAYS: Final = 90
-HEALTH_RUNS: Final = "health.check.runs"
-"""What `tailrace health run` counts, by `health.check.name` and `health.check.status`."""
 
 
 def _share(value: Any) -> Any:

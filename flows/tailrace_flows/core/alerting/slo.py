@@ -98,6 +98,10 @@ class Slo:
             if counted == _counted(spec):
                 self._rings = BudgetRings.restore(rings)
         self._alerts = {key: RuleAlerts(one, alerts.get(key)) for key, one in self._specs().items()}
+        self._orphans = {
+            key: RuleAlerts(self._orphan(key), one) for key, one in alerts.items() if key not in self._alerts
+        }
+        """Alerts that the spec has no more: resolved at the next evaluation."""
 
     @property
     def empty(self) -> bool:
@@ -145,7 +149,8 @@ class Slo:
         frozen = self._frozen(t_us)
         period = rings.events(rings.period_s)
         remaining = self._remaining(period)
-        events: list[AlertEvent] = []
+        events = [event for one in self._orphans.values() for event in one.close(t_us, "it is no longer configured")]
+        self._orphans.clear()
         for severity, pairs in self._burns.items():
             judged = [self._judge(pair) for pair in pairs]
             worst = max((one for one in judged if one.exceeded), key=lambda one: one.burn, default=None)
@@ -231,7 +236,7 @@ class Slo:
 
     def close(self, t_us: int, reason: str) -> list[AlertEvent]:
         """As `RuleAlerts.close`, of all its alerts: the objective is gone."""
-        return [event for one in self._alerts.values() for event in one.close(t_us, reason)]
+        return [event for one in (self._orphans | self._alerts).values() for event in one.close(t_us, reason)]
 
     def _labels(self, severity: Severity | None) -> Labels:
         """`alert` tells the objective's alerts apart: `burn-critical`, `burn-warning`, `budget-low`."""
@@ -269,11 +274,15 @@ class Slo:
             )
         return found
 
+    def _orphan(self, severity: Severity | None) -> AlertSpec:
+        name = f"{self.spec.name}: error budget {'low' if severity is None else 'burns fast'}"
+        return AlertSpec(name, f"slo/{self.spec.name}", severity or Severity.WARNING, "no longer configured")
+
     # -- state -----------------------------------------------------------------------------------------
 
     def snapshot(self) -> object:
         """The state for recovery: plain values and arrays, independent of this object."""
-        alerts = {key: one.snapshot() for key, one in self._alerts.items()}
+        alerts = {key: one.snapshot() for key, one in (self._orphans | self._alerts).items()}
         return (STATE_VERSION, _counted(self.spec), self._rings.snapshot(), alerts)
 
 
