@@ -216,7 +216,7 @@ class Buffer:
         # What is on its way to the broker cannot be taken back, so the oldest chunk still here has to go.
         while self._held > self.max_samples and self._queue:
             oldest = self._queue.popleft()
-            self._lost += 1 + oldest.lost_before
+            self._lost += 1
             self._settle(oldest.number, oldest.samples, Drop.QUEUE_FULL)
 
     def _settle(self, number: int, samples: int, drop: Drop | None) -> None:

@@ -57,6 +57,8 @@ class Sender:
             self._producer = None
         # Unique for each start, so that sequences of two runs are never taken for one another's duplicates.
         self._packer.start_over(os.urandom(8).hex())
+        self._failed = False
+        """The producer had an error after which it takes nothing more."""
         self._in_flight_bytes = 0
         self._in_flight_samples = 0
         self._reported: Counter[str] = Counter()
@@ -122,8 +124,11 @@ class Sender:
             self._send_waiting()
         self._buffer.close()
         if self._producer is not None:
-            # Otherwise its destructor would wait for the broker.
-            self._producer.purge(in_queue=True, in_flight=True, blocking=False)
+            self._purge()
+
+    def _purge(self) -> None:
+        """Give up what the producer has: its destructor would wait for the broker."""
+        self._producer.purge(in_queue=True, in_flight=True, blocking=False)
         self._poll(0)
 
     def _poll(self, timeout_s: float) -> None:
@@ -162,6 +167,9 @@ class Sender:
             self._send(message, partial(self._on_delivery, chunk.number, message.samples))
 
     def _connect(self) -> None:
+        if self._failed:
+            self._purge()  # its delivery reports tell what it still had
+            self._producer, self._failed = None, False
         if self._producer is None:
             self._producer = _producer(self._properties)
 
@@ -227,6 +235,8 @@ class Sender:
             self._reported.update(reported)
 
     def _on_error(self, error: Any) -> None:
+        if error.fatal():
+            self._failed = True
         self._warn("samples wait or are dropped, see Telemetry.stats: %s", error)
 
     def _warn(self, message: str, detail: object) -> None:

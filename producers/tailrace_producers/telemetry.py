@@ -12,12 +12,11 @@ counts one that never arrives as missing.
 import atexit
 import os
 import sys
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from threading import RLock
 from types import TracebackType
 from typing import Self
-from weakref import WeakMethod
+from weakref import WeakSet
 
 from tailrace_schemas.clock import monotonic_s, now_ns
 from tailrace_schemas.samples import MAX_ATTRIBUTES
@@ -92,8 +91,9 @@ class Telemetry:
         self._sender = Sender(self._buffer, Packer(service, resource, ""), topics.samples, service.encode(), kafka)
         self._closed = False
         self._closing = RLock()  # a signal handler may call close() in the middle of close()
-        os.register_at_fork(after_in_child=partial(_after_fork, WeakMethod(self._start_in_child)))
+        _live.add(self)
         atexit.register(self.close)
+        _close_with_multiprocessing(self)
 
     def _start_in_child(self) -> None:
         self._closing = RLock()
@@ -101,8 +101,7 @@ class Telemetry:
             self._buffer.reset()
             self._sender.start()
             self._observers.start_over()
-            if "multiprocessing.util" in sys.modules:
-                _close_with_multiprocessing(self)
+            _close_with_multiprocessing(self)
 
     def counter(self, name: str, unit: str = "1") -> Counter:
         """Raises ValueError on a name or unit that cannot be sent, as the other instruments do."""
@@ -184,19 +183,33 @@ class Telemetry:
         self.counter("tailrace.producer.observe.errors", "{error}").add(1, {"tailrace.metric": metric})
 
 
-def _after_fork(start: "WeakMethod[Callable[[], None]]") -> None:
-    """Fork handlers cannot be taken back, so this one must not keep a `Telemetry` alive."""
-    method = start()
-    if method is not None:
-        method()
+_live: WeakSet[Telemetry] = WeakSet()
+
+
+def _after_fork() -> None:
+    for telemetry in list(_live):
+        telemetry._start_in_child()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _close_with_multiprocessing(telemetry: Telemetry) -> None:
     """Have a child of multiprocessing's close it when its work is done: such a child does not run `atexit`.
 
-    It calls the functions of `register_after_fork`, after it has forgotten the finalizers that it inherited, and its
-    own finalizers at its end. A plain `os.fork` calls neither.
+    It forgets the finalizers that it inherited, calls the functions of `register_after_fork`, does its work, and calls
+    its own finalizers. Does nothing where multiprocessing is not used.
     """
-    from multiprocessing.util import Finalize, register_after_fork
+    if "multiprocessing.util" in sys.modules:
+        from multiprocessing import parent_process
+        from multiprocessing.util import register_after_fork
 
-    register_after_fork(telemetry, lambda one: Finalize(one, one.close, exitpriority=0))
+        register_after_fork(telemetry, _close_at_end_of_child)
+        if parent_process() is not None:  # made in the middle of its work
+            _close_at_end_of_child(telemetry)
+
+
+def _close_at_end_of_child(telemetry: Telemetry) -> None:
+    from multiprocessing.util import Finalize
+
+    Finalize(telemetry, telemetry.close, exitpriority=0)

@@ -1,4 +1,4 @@
-"""A TCP proxy in front of an HTTP server, which can fail in the ways a network and a server do."""
+"""A TCP proxy in front of an HTTP server or a Kafka broker, which can fail in the ways a network and a server do."""
 
 import selectors
 import socket
@@ -32,7 +32,10 @@ class Proxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._port: int = self._listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self._port}"
+        self.address = f"127.0.0.1:{self._port}"
         self.mode = Mode.PASS
+        self.replace: tuple[bytes, bytes] | None = None
+        """What the server says, and what the client is to hear instead."""
         self.held = 0
         """Requests, or parts of them, that have waited in HANG."""
         self.cuts = 0
@@ -101,6 +104,8 @@ class Proxy:
                 elif inserting and self.mode is Mode.CUT and data.startswith(b"HTTP/1.1 200"):
                     self.cuts += 1
                     return _reset(client)
+                if source is not client and self.replace:
+                    data = data.replace(*self.replace)
                 target.sendall(data)
             if self.mode is Mode.REFUSE:
                 return _reset(client)
@@ -123,3 +128,14 @@ def proxy_to(url: str) -> Iterator[Proxy]:
         yield proxy
     finally:
         proxy.close()
+
+
+@contextmanager
+def proxy_to_kafka(bootstrap_servers: str) -> Iterator[Proxy]:
+    """A proxy in front of a broker on loopback. In its metadata the broker's address becomes the proxy's."""
+    with proxy_to(f"kafka://{bootstrap_servers}") as proxy:
+        addresses = [bootstrap_servers, proxy.address]
+        host = b"127.0.0.1"
+        broker, own = (host + int(one.rpartition(":")[2]).to_bytes(4, "big") for one in addresses)
+        proxy.replace = (broker, own)
+        yield proxy
