@@ -92,7 +92,10 @@ def test_a_broker_that_hangs_holds_up_neither_recording_nor_close(proxy: Proxy, 
     assert stats.dropped["queue_full"] >= 300_000 - 200_000 - CHUNK_SAMPLES
 
 
-def test_the_flow_can_prove_what_was_dropped(proxy: Proxy, embedded_broker: str) -> None:
+def test_the_flow_can_prove_what_was_dropped(
+    proxy: Proxy, embedded_broker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "SEND_INTERVAL_S", 3600.0)  # full chunks only, so that they can be counted
     proxy.mode = Mode.REFUSE
     chunks = 20
     with Telemetry("shop", bootstrap_servers=proxy.address, properties=QUICK, max_samples=4 * CHUNK_SAMPLES) as shop:
