@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 from tailrace_schemas.config.base import duration_text, parse_duration
 
-__all__ = ["ADDITIVE", "FORMS", "Aggregate", "AggregateText", "How", "check_kind"]
+__all__ = ["ADDITIVE", "FORMS", "KINDS_OF", "Aggregate", "AggregateText", "How", "check_kind"]
 
 
 class How(StrEnum):
@@ -33,7 +33,7 @@ class How(StrEnum):
 ADDITIVE: Final = frozenset({How.COUNT, How.SUM, How.INCREASE, How.RATE})
 """Those of nothing are 0."""
 _SKETCHED: Final = frozenset({How.QUANTILE, How.FRACTION_ABOVE, How.FRACTION_BELOW})
-_KINDS: Final[Mapping[How, frozenset[str]]] = {
+KINDS_OF: Final[Mapping[How, frozenset[str]]] = {
     How.SUM: frozenset({"distribution", "counter", "gauge", "event"}),
     How.MIN: frozenset({"distribution", "gauge"}),
     How.MAX: frozenset({"distribution", "gauge"}),
@@ -44,7 +44,7 @@ _KINDS: Final[Mapping[How, frozenset[str]]] = {
     How.RATE: frozenset({"counter", "cumulative", "event"}),
     **dict.fromkeys(_SKETCHED, frozenset({"distribution"})),
 }
-"""Which kinds have rows with what an aggregate needs; all, where it is not here."""
+"""Which kinds of series have what an aggregate needs; all of them, where it is not here."""
 _PLAIN: Final = tuple(how.value for how in How if how not in _SKETCHED and how is not How.PREDICT_LINEAR)
 FORMS: Final = f"{', '.join(_PLAIN)}, p50, p99.9, fraction_above(0.3), fraction_below(0.3), predict_linear(4h)"
 
@@ -115,6 +115,6 @@ def check_kind(aggregate: Aggregate, kind: str) -> None:
     Raises:
         ValueError: the aggregate is not for that kind.
     """
-    kinds = _KINDS.get(aggregate.how)
+    kinds = KINDS_OF.get(aggregate.how)
     if kinds is not None and kind not in kinds:
         raise ValueError(f"a {kind} has no {aggregate}; it is for {', '.join(sorted(kinds))}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tailrace_schemas.config import ConfigError, duration_text, load, model_of, parse_duration, record_of
 from tailrace_schemas.config import source as source_module
@@ -141,6 +141,7 @@ def test_aliases_can_be_used_but_not_to_unfold_without_bound(monkeypatch: pytest
         read_documents("f", bomb)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40) | st.text(alphabet="ab:-&*[]{}!<>? \n'\"#|%@,", max_size=30))
 def test_any_text_is_documents_or_a_config_error(text: str) -> None:
     with suppress(ConfigError):
@@ -160,6 +161,7 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(VALUES)
 def test_what_a_yaml_library_writes_is_read_as_the_same(value: Any) -> None:
     text = yaml.safe_dump(value)
@@ -239,6 +241,7 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
         parse_duration(text)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**9))
 def test_a_duration_s_text_says_the_same(milliseconds: int) -> None:
     assert parse_duration(duration_text(milliseconds / 1000)) == pytest.approx(milliseconds / 1000)

@@ -7,7 +7,7 @@ from operator import eq, ge, gt, le, lt, ne
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tailrace_schemas.alerts import Operator
 from tailrace_schemas.config import ConfigError, load
@@ -147,6 +147,7 @@ OPERATORS = {
 LIMITS = st.sampled_from((-inf, -1.0, 0.0, 0.5, 1.0, 2.0, inf))
 
 
+@settings(deadline=None)
 @given(st.sampled_from(list(Operator)), st.sampled_from((-1.0, 0.0, 0.25, 0.5, 0.75, 1.0, 2.0)), LIMITS, LIMITS)
 def test_reachable_and_certain_are_what_values_of_the_range_say(
     op: Operator, threshold: float, one: float, other: float
@@ -208,6 +209,7 @@ EXPRESSIONS = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(EXPRESSIONS)
 def test_an_expression_means_what_it_means_in_python(text: str) -> None:
     values = {"a": 3.0, "b_2": 0.25}

@@ -327,9 +327,14 @@ class RuleAlerts:
         """Those that are active or acknowledged, with the values of the last evaluation."""
         return [self._current(one.life, one) for _, one in sorted(self._instances.items()) if one.life is not None]
 
-    def live(self) -> list[Labels]:
-        """The label sets that are pending, active or acknowledged."""
-        return [labels for labels, one in self._instances.items() if not one.quenched]
+    def held(self) -> list[Labels]:
+        """The label sets that are pending, active or acknowledged, or were resolved by command and hold still."""
+        return list(self._instances)
+
+    def quenched(self, labels: Labels) -> bool:
+        """Whether a person resolved that label set's alert, and its condition has not ended since."""
+        found = self._instances.get(labels)
+        return found is not None and found.quenched
 
     def republish(self) -> list[AlertEvent]:
         """The last transition of each active or acknowledged alert again, the very same event.
