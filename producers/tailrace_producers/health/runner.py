@@ -12,12 +12,13 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
-from threading import Event, Thread
+from threading import Thread
 from typing import Final, NamedTuple
 
 from tailrace_schemas.clock import monotonic_s, now_us
 from tailrace_schemas.topics import Topics
 
+from tailrace_producers.agent import Stop
 from tailrace_producers.health.checks import CheckFailedError, Probe, Status, reason_of
 from tailrace_producers.telemetry import Stats, Telemetry
 
@@ -109,7 +110,7 @@ class Runner:
         self._work: SimpleQueue[_Schedule | None] = SimpleQueue()
         self._done: SimpleQueue[tuple[_Schedule, Result]] = SimpleQueue()
 
-    def run(self, stop: Event, poll_s: float = 0.05) -> None:
+    def run(self, stop: Stop, poll_s: float = 0.05) -> None:
         """Until `stop` is set; a check under way is then abandoned, its result not reported."""
         schedules = [_Schedule(check, monotonic_s()) for check in self._checks]
         workers = [Thread(target=self._worker, daemon=True) for _ in range(min(MAX_WORKERS, len(schedules)))]
@@ -181,7 +182,7 @@ class _Recorder:
 
 def run_health(
     checks: Sequence[Check],
-    stop: Event,
+    stop: Stop,
     *,
     bootstrap_servers: str,
     properties: Mapping[str, object] | None = None,

@@ -1,0 +1,86 @@
+"""`tailrace health run` as a user runs it."""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+from tests.infra.command import COMMAND, tailrace
+from tests.infra.waiting import eventually
+from tests.producers.reading import read_topic, samples_of
+from tests.producers.servers import free_port, talking
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nup"
+
+
+def answer(connection: socket.socket) -> None:
+    connection.recv(1000)
+    connection.sendall(OK)
+
+
+def config(tmp_path: Path, up: int, down: int) -> Path:
+    path = tmp_path / "health.yaml"
+    path.write_text(
+        f"""
+health_checks:
+- {{name: web, service: shop, http: {{url: "http://127.0.0.1:{up}/", contains: up}}, interval: 10s, timeout: 2s}}
+- {{name: port, service: shop, tcp: {{host: 127.0.0.1, port: {up}}}, interval: 10s, timeout: 2s}}
+- {{name: cache, service: redis, redis: {{host: 127.0.0.1, port: {down}}}, interval: 10s, timeout: 2s}}
+- {{name: plugin, service: host, command: {{arguments: [sh, -c, "echo almost full; exit 1"]}}, interval: 10s}}
+- {{name: nightly, service: batch, heartbeat: {{within: 1d}}}}
+services:
+- {{name: shop, depends_on: [redis]}}
+"""
+    )
+    return path
+
+
+def test_once_shows_what_each_check_finds(tmp_path: Path) -> None:
+    with talking(answer) as up:
+        done = tailrace("health", "run", str(config(tmp_path, up, free_port())), "--once", "--format", "json")
+    assert done.returncode == 1, done.stderr
+    rows = {row["check"]: row for row in json.loads(done.stdout)}
+    assert {name: (row["service"], row["kind"], row["status"], row["reason"]) for name, row in rows.items()} == {
+        "web": ("shop", "http", "healthy", ""),
+        "port": ("shop", "tcp", "healthy", ""),
+        "cache": ("redis", "redis", "unhealthy", "connection_refused"),
+        "plugin": ("host", "command", "degraded", "exit_1"),
+    }
+    assert rows["plugin"]["detail"] == "almost full"
+    assert 0 < rows["web"]["seconds"] < 2
+
+
+def test_results_are_pushed_until_it_is_stopped(tmp_path: Path, embedded_broker: str) -> None:
+    with talking(answer) as up:
+        process = subprocess.Popen(
+            [*COMMAND, "health", "run", str(config(tmp_path, up, free_port())), "--service", "probes"],
+            env={"PATH": "/usr/bin:/bin", "TAILRACE_KAFKA__BOOTSTRAP_SERVERS": embedded_broker},
+            cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+
+            def checked() -> set[str]:
+                samples = [one for read in read_topic(embedded_broker) for one in samples_of(read.batch)]
+                return {dict(one.series.attributes)["health.check.name"] for one in samples}
+
+            eventually(lambda: checked() == {"web", "port", "cache", "plugin"}, 60)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 0, stderr
+    assert re.search("cache of redis is unhealthy: connection_refused", stderr)
+    assert {read.batch.service for read in read_topic(embedded_broker)} == {"probes"}
+
+
+def test_what_is_wrong_is_told_by_line(tmp_path: Path) -> None:
+    path = tmp_path / "health.yaml"
+    path.write_text("health_checks:\n- {name: web, service: shop, http: {url: 'ftp://a'}}\n")
+    done = tailrace("health", "run", str(path), "--once")
+    assert done.returncode == 1
+    assert f"{path}:2: health_checks[0].http.url: must be an http:// or https:// URL" in done.stderr
+    path.write_text("health_checks:\n- {name: nightly, service: batch, heartbeat: {}}\n")
+    done = tailrace("health", "run", str(path), "--once")
+    assert done.returncode == 1
+    assert "no health checks to run" in done.stderr
