@@ -9,13 +9,18 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from tailrace_producers.collectors import Collector, Group, Target, default_collectors
+from tailrace_producers.collectors.network import IGNORED_INTERFACES
 from tailrace_schemas.topics import Topics
 
 from tailrace_flows.core.config import WindowConfig
 
-__all__ = ["ClickHouseSettings", "KafkaSettings", "RecoverySettings", "Settings", "WindowSettings"]
+__all__ = [
+    "AgentSettings", "ClickHouseSettings", "GroupSettings", "KafkaSettings", "RecoverySettings", "Settings",
+    "WindowSettings", "load_settings",
+]  # fmt: skip
 
 
 class _Section(BaseModel):
@@ -101,6 +106,67 @@ class RecoverySettings(_Section):
     """`replay` reads open windows from Kafka again; `snapshot` stores them, for the embedded broker."""
 
 
+class GroupSettings(_Section):
+    """A process group: its name, and what a process must be to start it; all that is given must hold."""
+
+    name: str
+    process: str = ""
+    """The program's name; `*`, `?` and `[...]` as in a shell."""
+    command_line: str = ""
+    """A regular expression, found anywhere in the arguments."""
+    user: str = ""
+    """Name or number."""
+    parent: str = ""
+    """The name of the parent's program; a pattern as in `process`."""
+    cgroup: str = ""
+    """The control group's path; a pattern as in `process`."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        self.group()
+        return self
+
+    def group(self) -> Group:
+        """What the collector takes.
+
+        Raises:
+            ValueError: nothing to match, or a pattern that is none.
+        """
+        return Group(**self.model_dump())
+
+
+class AgentSettings(_Section):
+    """The host agent; see docs/agent.md. All but `service` is taken again on SIGHUP."""
+
+    interval_s: float = Field(5.0, ge=0.1, le=3600)
+    service: str = Field("host", min_length=1)
+    groups: tuple[GroupSettings, ...] = ()
+    """The first that a process, or one it descends from, matches is its group."""
+    probes: tuple[str, ...] = ()
+    """`host:port` of TCP services whose latency is measured once an interval."""
+    probe_timeout_s: float = Field(2.0, gt=0, le=60)
+    ignored_interfaces: tuple[str, ...] = IGNORED_INTERFACES
+    """Patterns of network interfaces to leave out."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        self.collectors()  # reads nothing yet
+        return self
+
+    def collectors(self) -> list[Collector]:
+        """What these settings ask for, anew.
+
+        Raises:
+            ValueError: two groups of one name, too much of something, a target that is none.
+        """
+        return default_collectors(
+            [group.group() for group in self.groups],
+            [Target.parse(text) for text in self.probes],
+            self.probe_timeout_s,
+            self.ignored_interfaces,
+        )
+
+
 class Settings(BaseSettings):
     """All of it.
 
@@ -123,6 +189,7 @@ class Settings(BaseSettings):
     clickhouse: ClickHouseSettings = ClickHouseSettings()
     windows: WindowSettings = WindowSettings()
     recovery: RecoverySettings = RecoverySettings()
+    agent: AgentSettings = AgentSettings()
 
     @classmethod
     def settings_customise_sources(
@@ -134,6 +201,21 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, _Environment(settings_cls, env_settings), _Toml(settings_cls)
+
+
+def load_settings() -> Settings:
+    """`Settings()`, with every fault told in words.
+
+    Raises:
+        ValueError: what `Settings` raises; the message names each place that is wrong, and why.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        wrong = [f"  {'.'.join(str(part) for part in one['loc'])}: {one['msg']}" for one in error.errors()]
+        raise ValueError("\n".join(["the settings (tailrace.toml, TAILRACE_*) are wrong:", *wrong])) from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"the settings are wrong: {error}") from None
 
 
 class _Source(PydanticBaseSettingsSource):
@@ -198,22 +280,39 @@ class _Toml(_Source):
                 raise ValueError(f"{path}{_line_of(text, '', section)}: {section} is a table: [{section}]")
             if unknown := sorted(found.keys() - set(sections[section])):
                 raise ValueError(_unknown(path, text, section, unknown[0], sections[section]))
+        allowed = list(GroupSettings.model_fields)
+        for number, group in enumerate(_tables(values.get("agent", {}).get("groups"))):
+            if unknown := sorted(group.keys() - set(allowed)):
+                raise ValueError(_unknown(path, text, "agent.groups", unknown[0], allowed, number))
         return values
 
 
-def _unknown(path: Path, text: str, section: str, key: str, allowed: list[str]) -> str:
+def _tables(value: Any) -> list[dict[str, Any]]:
+    """The tables of an array; what is none is pydantic's to refuse."""
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def _unknown(path: Path, text: str, section: str, key: str, allowed: list[str], number: int = 0) -> str:
+    """`number`: of the table, where a section is an array of tables."""
     name = f"{section}.{key}" if section else key
-    return f"{path}{_line_of(text, section, key)}: there is no setting {name!r}; allowed are: {', '.join(allowed)}"
+    where = _line_of(text, section, key, number)
+    return f"{path}{where}: there is no setting {name!r}; allowed are: {', '.join(allowed)}"
 
 
-def _line_of(text: str, section: str, key: str) -> str:
+def _line_of(text: str, section: str, key: str, table: int = 0) -> str:
     """`:3`, the line of a key or of a table's head; empty where it is written in an unusual way."""
     within = ""
+    heads = 0
     for number, line in enumerate(text.splitlines(), 1):
-        if head := re.match(r"\s*\[\s*\"?([\w-]+)", line):
-            within = head[1]
-            if not section and within == key:
+        if head := re.match(r"\s*\[\[?\s*([^\]#]+?)\s*\]", line):
+            within = head[1].replace('"', "")
+            heads += within == section
+            if not section and within.partition(".")[0] == key:
                 return f":{number}"
-        elif within == section and re.match(rf"\s*\"?{re.escape(key)}\"?\s*[=.]", line):
+        elif (
+            within == section
+            and (heads > table or not section)
+            and re.match(rf"\s*\"?{re.escape(key)}\"?\s*[=.]", line)
+        ):
             return f":{number}"
     return ""

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated, NoReturn, TypeVar
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.text import Text
 from tailrace_flows.settings import Settings
+from tailrace_flows.settings import load_settings as read_settings
 
 from tailrace_infra.logs import configure_logging
 from tailrace_infra.output import Format, write_rows
@@ -74,12 +74,9 @@ def fail(message: str) -> NoReturn:
 def load_settings() -> Settings:
     """Settings of `tailrace.toml` and the environment; a usage error names the key and what is allowed."""
     try:
-        return Settings()
-    except ValidationError as error:
-        wrong = [f"  {'.'.join(str(part) for part in one['loc'])}: {one['msg']}" for one in error.errors()]
-        complain("\n".join(["the settings (tailrace.toml, TAILRACE_*) are wrong:", *wrong]))
-    except (OSError, ValueError) as error:
-        complain(f"the settings are wrong: {error}")
+        return read_settings()
+    except ValueError as error:
+        complain(str(error))
     raise typer.Exit(2)
 
 
@@ -104,7 +101,9 @@ def resolved_settings(data_dir: Path | None) -> Settings:
 def up(
     data_dir: Annotated[Path, typer.Option(help="Where everything is stored.", file_okay=False)] = DATA_DIR,
     duration: Annotated[float | None, typer.Option(min=1, help="Seconds to run; default: until Ctrl-C.")] = None,
-    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between collections of the host agent.")] = 5.0,
+    interval: Annotated[
+        float | None, typer.Option(min=0.1, help="Seconds between collections of the host agent; default: 5.")
+    ] = None,
     clickhouse_port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port of ClickHouse's HTTP interface; 0: any free one.")
     ] = CLICKHOUSE_PORT,
@@ -151,26 +150,36 @@ def run(
 
 @app.command()
 def agent(
-    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between collections.")] = 5.0,
-    service: Annotated[str, typer.Option(help="service.name of the host's metrics.")] = "host",
+    interval: Annotated[
+        float | None, typer.Option(min=0.1, help="Seconds between collections; default: agent.interval_s, 5.")
+    ] = None,
+    service: Annotated[
+        str | None, typer.Option(help="service.name of the host's metrics; default: agent.service, host.")
+    ] = None,
     duration: Annotated[float | None, typer.Option(min=1, help="Seconds to run; default: until stopped.")] = None,
+    once: Annotated[bool, typer.Option("--once", help="Show what one collection gives; send nothing.")] = False,
     data_dir: DataDir = None,
+    format: FormatOption = Format.TABLE,
 ) -> None:
-    """Collect this host's metrics and push them to Kafka.
+    """Collect this host's metrics and push them to Kafka. What it collects is set in `[agent]` of tailrace.toml.
+
+    SIGHUP reads the settings again; if they are wrong it says why and goes on with those it has.
 
     Examples:
 
         tailrace agent --interval 1
 
+        tailrace agent --once
+
         TAILRACE_KAFKA__BOOTSTRAP_SERVERS=kafka:9092 tailrace agent
     """
-    from tailrace_infra.agent import run_agent_process
-    from tailrace_infra.errors import EXPECTED, reason
+    from tailrace_infra.agent import collect_once, replace_by_agent
 
-    try:
-        run_agent_process(resolved_settings(data_dir), service, interval, duration)
-    except EXPECTED as error:
-        fail(reason(error))
+    if once:
+        rows = collect_once(load_settings().agent)
+        write_rows(["metric", "attributes", "kind", "value", "unit"], rows, format)
+        return
+    replace_by_agent(resolved_settings(data_dir), interval, service, duration)
 
 
 @app.command()

@@ -8,7 +8,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import IO, Any
 
-__all__ = ["StopSignal"]
+__all__ = ["ReloadSignal", "StopSignal"]
 
 
 class StopSignal:
@@ -53,3 +53,16 @@ class StopSignal:
         signal.set_wakeup_fd(self._previous_fd)
         self._woken.close()
         self._waker.close()
+
+
+class ReloadSignal(StopSignal):
+    """SIGHUP as well, each signal told by its number."""
+
+    def __enter__(self) -> "ReloadSignal":
+        super().__enter__()
+        self._previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda *_: None)
+        return self
+
+    def next(self, timeout: float | None = None) -> int | None:
+        """The number of the next signal, 0 for `set`; None if none came within `timeout` seconds."""
+        return self._woken.recv(1)[0] if self.wait(timeout) else None

@@ -14,6 +14,7 @@ from tailrace_schemas.clock import monotonic_s
 from tailrace_sinks.clickhouse import connect
 from urllib3.exceptions import HTTPError
 
+from tailrace_infra.agent import agent_options
 from tailrace_infra.child import ChildError
 from tailrace_infra.errors import EXPECTED, reason
 from tailrace_infra.live import line, screen
@@ -40,7 +41,7 @@ def run_up(
     settings: Settings,
     data_dir: Path,
     duration_s: float | None,
-    interval_s: float,
+    interval_s: float | None,
     clickhouse_port: int,
     fail: Callable[[str], NoReturn],
 ) -> None:
@@ -60,7 +61,7 @@ def run_up(
 
         try:
             with embedded_stack(settings, data_dir, clickhouse_port=clickhouse_port, say=say) as stack:
-                stack.start("agent", "tailrace_infra.agent", "--interval", str(interval_s))
+                stack.start("agent", "tailrace_infra.agent", "--child", *agent_options(interval_s))
                 say(f"Kafka's protocol is on {stack.endpoints.bootstrap_servers}")
                 say(f"ClickHouse's HTTP interface is on {stack.endpoints.clickhouse_url}")
                 query = "SELECT metric, count, p99 FROM windows LIMIT 10"

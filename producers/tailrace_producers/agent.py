@@ -4,18 +4,16 @@ What it emits is listed in docs/metrics.md.
 """
 
 import logging
-import socket
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from tailrace_schemas.clock import monotonic_s, now_us
-from tailrace_schemas.topics import Topics
 
 from tailrace_producers.collectors import Collector, Failure, Reading, default_collectors
-from tailrace_producers.telemetry import Cumulative, Distribution, Gauge, Stats, Telemetry
+from tailrace_producers.telemetry import Cumulative, Distribution, Gauge, Telemetry
 
-__all__ = ["Agent", "run_agent", "summary"]
+__all__ = ["Agent", "read_all", "summary"]
 
 _log = logging.getLogger("tailrace.agent")
 
@@ -48,11 +46,10 @@ class Agent:
         Raises:
             ValueError: the interval is not positive.
         """
-        if interval_s <= 0:
-            raise ValueError(f"interval_s is {interval_s}; it must be positive")
         self._telemetry = telemetry
-        self._interval_s = interval_s
-        self._collectors = list(default_collectors() if collectors is None else collectors)
+        self._next: deque[tuple[float, list[Collector]]] = deque(maxlen=1)
+        self.replace(interval_s, default_collectors() if collectors is None else collectors)
+        self._interval_s, self._collectors = self._next.pop()
         self._on_pass = on_pass
         self._recorders: dict[tuple[str, str, str], Gauge | Cumulative | Distribution] = {}
         self._duration = telemetry.timer("tailrace.agent.collection.duration")
@@ -60,10 +57,23 @@ class Agent:
         self.failures: Counter[str] = Counter()
         """How often something could not be read, by collector, or by collector and subject."""
 
+    def replace(self, interval_s: float, collectors: Iterable[Collector]) -> None:
+        """Go on with these from the next pass that `run` makes; from any thread.
+
+        Raises:
+            ValueError: the interval is not positive.
+        """
+        if interval_s <= 0:
+            raise ValueError(f"interval_s is {interval_s}; it must be positive")
+        self._next.append((interval_s, list(collectors)))
+
     def run(self, stop: Stop) -> None:
         """Passes at a fixed rate until `stop` is set. What a slow pass overlaps is left out, not made up for."""
         start_s = monotonic_s()
         while not stop.is_set():
+            if self._next:
+                self._interval_s, self._collectors = self._next.pop()
+                start_s = monotonic_s()
             self.run_once()
             elapsed_s = monotonic_s() - start_s
             stop.wait(self._interval_s - elapsed_s % self._interval_s)
@@ -81,15 +91,11 @@ class Agent:
     def collect(self, now_s: float) -> list[Reading]:
         """One pass, not recorded. `now_s` is a clock that never goes back."""
         readings = []
-        for collector in self._collectors:
-            try:
-                for item in collector.collect(now_s):
-                    if isinstance(item, Failure):
-                        self._failed(collector.name, item.what, item.error)
-                    else:
-                        readings.append(item)
-            except Exception as error:  # noqa: BLE001 - whatever ails one collector, the others go on
-                self._failed(collector.name, "", error)
+        for name, item in read_all(self._collectors, now_s):
+            if isinstance(item, Failure):
+                self._failed(name, item.what, item.error)
+            else:
+                readings.append(item)
         return readings
 
     def _record(self, reading: Reading, time_us: int) -> None:
@@ -111,30 +117,14 @@ class Agent:
         self._errors.add(1, {"tailrace.collector": collector})
 
 
-def run_agent(
-    stop: Stop,
-    *,
-    bootstrap_servers: str,
-    properties: Mapping[str, object] | None = None,
-    topics: Topics | None = None,
-    service: str = "host",
-    attributes: Mapping[str, object] | None = None,
-    interval_s: float = 5.0,
-    on_pass: Callable[[Sequence[Reading]], object] = lambda _readings: None,
-) -> Stats:
-    """Run an agent until `stop` is set, then send what is left (5 s at most). Returns what became of its samples.
-
-    The resource is `host.name` and `attributes`, which win.
-
-    Raises:
-        ValueError, confluent_kafka.KafkaException: as for `Telemetry` and `Agent`.
-    """
-    resource = {"host.name": socket.gethostname(), **(attributes or {})}
-    with Telemetry(
-        service, resource, bootstrap_servers=bootstrap_servers, properties=properties, topics=topics or Topics()
-    ) as telemetry:
-        Agent(telemetry, interval_s, on_pass=on_pass).run(stop)
-    return telemetry.stats
+def read_all(collectors: Iterable[Collector], now_s: float) -> Iterator[tuple[str, Reading | Failure]]:
+    """One pass, with the name of the collector that gave each. Raises nothing: that is a `Failure` as well."""
+    for collector in collectors:
+        try:
+            for item in collector.collect(now_s):
+                yield collector.name, item
+        except Exception as error:  # noqa: BLE001 - whatever ails one collector, the others go on
+            yield collector.name, Failure("", error)
 
 
 def summary(readings: Iterable[Reading]) -> str:

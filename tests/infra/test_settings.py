@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from tailrace_flows.settings import Settings
+from tailrace_flows.settings import Settings, load_settings
+from tailrace_producers.collectors import Group
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +27,9 @@ def test_the_environment_wins_over_the_file(monkeypatch: pytest.MonkeyPatch) -> 
     assert Settings(kafka={"group_id": "flag"}).kafka.group_id == "flag"
 
 
+GROUP = '[[agent.groups]]\nname = "a"\nprocess = "a"\n'
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -37,6 +41,21 @@ def test_the_environment_wins_over_the_file(monkeypatch: pytest.MonkeyPatch) -> 
         ("kafka = 3\n", r"toml:1: kafka is a table: \[kafka\]"),
         ("[kafka\n", r"tailrace\.toml: .*line 1"),
         ("[windows]\nscale = 9\n", r"windows\.scale"),
+        ("\n[agent]\ninterval = 1\n", r"toml:3: .*'agent\.interval'; allowed are: interval_s, service, groups, probes"),
+        ("[agent]\ninterval_s = 0\n", r"agent\.interval_s"),
+        (
+            GROUP + '\n[[agent.groups]]\nname = "b"\nproces = "b"\n',
+            r"toml:7: .*'agent\.groups\.proces'; allowed are: name, p",
+        ),
+        (
+            GROUP + '\n[[agent.groups]]\nname = "b"\n',
+            r"agent\.groups\.1\n.*group 'b' matches nothing: give it at least one",
+        ),
+        (GROUP + GROUP, "two process groups are called 'a'"),
+        (GROUP + 'command_line = "("\n', r"group 'a': command_line '\(' is no regular expression"),
+        ('[agent]\nprobes = ["db"]\n', "'db' is no target: write host:port"),
+        ("[agent]\nprobes = 3\n", r"agent\.probes"),
+        ("[agent]\ngroups = 3\n", r"agent\.groups"),
         ("[windows]\nmax_future_s = 99\n", "max_future_s 99.0 exceeds lateness_s 60.0"),
     ],
 )
@@ -64,6 +83,29 @@ def test_another_file_must_exist(monkeypatch: pytest.MonkeyPatch, directory: Pat
         Settings()
     (directory / "other.toml").write_text("[windows]\nscale = 3\n")
     assert Settings().windows.scale == 3
+
+
+def test_the_agents_collectors_are_what_the_file_says() -> None:
+    write(
+        '[agent]\ninterval_s = 1\nprobes = ["[::1]:80"]\nignored_interfaces = []\n'
+        '[[agent.groups]]\nname = "a"\nuser = "root"\n[[agent.groups]]\nname = "b"\ncommand_line = "x y"\n'
+    )
+    agent = load_settings().agent
+    assert (agent.interval_s, agent.service) == (1.0, "host")
+    assert [group.group() for group in agent.groups] == [Group("a", user="root"), Group("b", command_line="x y")]
+    assert "probes" in {collector.name for collector in agent.collectors()}
+
+
+def test_faults_are_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    write("[agent]\ninterval_s = 0\nprobe_timeout_s = 99\n")
+    with pytest.raises(
+        ValueError, match=r"(?s)are wrong:\n  agent\.interval_s: .*\n  agent\.probe_timeout_s: "
+    ) as caught:
+        load_settings()
+    assert len(str(caught.value).splitlines()) == 3
+    monkeypatch.setenv("TAILRACE_KAFKA__PASSWORD_FILE", "/none")
+    with pytest.raises(ValueError, match=r"the settings are wrong: .*/none"):
+        load_settings()
 
 
 @pytest.mark.parametrize("section", ["kafka", "clickhouse"])

@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass
 from math import inf
+from typing import Final
 
-from tailrace_flows.core.sketch import DEFAULT_SCALE, MAX_SCALE
+__all__ = ["DEFAULT_SCALE", "MAX_SCALE", "WindowConfig"]
 
-__all__ = ["WindowConfig"]
+DEFAULT_SCALE: Final = 6
+MAX_SCALE: Final = 8
+"""Of sketches; here, so that settings are read without numpy: the host agent does."""
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tailrace_flows.core.config import DEFAULT_SCALE, MAX_SCALE
+
 __all__ = [
     "CODE_BITS", "DEFAULT_SCALE", "MAX_SCALE", "codes_of", "downscale", "quantiles", "relative_error", "values_of",
 ]  # fmt: skip
 
-MAX_SCALE: Final = 8
-DEFAULT_SCALE: Final = 6
 CODE_BITS: Final = 21
 """Bits that hold any code plus 2^20, at any scale up to MAX_SCALE."""
 

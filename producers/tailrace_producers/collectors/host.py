@@ -56,6 +56,3 @@ class Sockets:
                     size = found[protocol, "mem"] * os.sysconf("SC_PAGE_SIZE")
                     attributes = {"network.transport": transport}
                     yield Reading("system.linux.network.socket.memory", "gauge", "By", size, attributes)
-            if ("TCP", "tw") in found:
-                waiting = found["TCP", "tw"]
-                yield Reading("system.linux.network.sockets.time_wait", "gauge", "{socket}", waiting)

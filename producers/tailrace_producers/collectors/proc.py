@@ -4,12 +4,13 @@ Unknown lines and further columns are ignored, for kernels add some every few ye
 Source: Linux Documentation/filesystems/proc.rst, Documentation/admin-guide/iostats.rst.
 """
 
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
 __all__ = [
-    "CpuTimes", "DiskStats", "ProcStat", "ProcessStat", "parse_diskstats", "parse_proc_stat", "parse_process_stat",
-    "parse_sockstat", "parse_vmstat",
+    "CpuTimes", "DiskStats", "ProcStat", "ProcessStat", "parse_diskstats", "parse_proc_stat", "parse_process_io",
+    "parse_process_stat", "parse_smaps_rollup", "parse_sockstat", "parse_vmstat",
 ]  # fmt: skip
 
 
@@ -63,15 +64,23 @@ class DiskStats(NamedTuple):
 
 
 class ProcessStat(NamedTuple):
-    """/proc/PID/stat, as far as it is used."""
+    """/proc/PID/stat, as far as it is used. Times are clock ticks, see sysconf(SC_CLK_TCK)."""
 
+    command: bytes
+    """At most 15 bytes of the program's or the main thread's name."""
     state: str
     """One letter: R S D I T t Z X ..."""
-    cpu_s: float
+    parent: int
+    cpu_ticks: int
     """User and system time."""
+    reaped_ticks: int
+    """User and system time of children that have ended and been waited for, and of theirs."""
+    threads: int
     started: int
     """Clock ticks after boot: tells a process from a later one with its PID."""
     resident_pages: int
+    start_stack: int
+    """Another one after each exec; 0 where the process may not be looked into."""
 
 
 def parse_proc_stat(text: str, ticks_per_s: int) -> ProcStat:
@@ -135,11 +144,50 @@ def parse_sockstat(text: str) -> dict[tuple[str, str], int]:
     return found
 
 
-def parse_process_stat(text: str, ticks_per_s: int) -> ProcessStat:
+def parse_process_stat(data: bytes) -> ProcessStat:
     """Reads /proc/PID/stat. The command, in parentheses, may hold anything, parentheses and spaces included.
 
     Raises:
         ValueError, IndexError: it is cut short, or has words where numbers belong.
     """
-    words = text[text.rindex(")") + 2 :].split()
-    return ProcessStat(words[0], (int(words[11]) + int(words[12])) / ticks_per_s, int(words[19]), int(words[21]))
+    close = data.rindex(b")")
+    words = data[close + 2 :].split(None, 26)
+    return ProcessStat(
+        data[data.index(b"(") + 1 : close],
+        words[0].decode(),
+        int(words[1]),
+        int(words[11]) + int(words[12]),
+        int(words[13]) + int(words[14]),
+        int(words[17]),
+        int(words[19]),
+        int(words[21]),
+        int(words[25]),
+    )
+
+
+def parse_process_io(data: bytes) -> tuple[int, int]:
+    """Reads /proc/PID/io: bytes that the process, and its waited-for children, made storage read and write.
+
+    Raises:
+        ValueError, IndexError: it is cut short, or has words where numbers belong.
+    """
+    words = data.split()
+    if words[8] != b"read_bytes:" or words[10] != b"write_bytes:":
+        raise ValueError("/proc/PID/io has its fields in another order")
+    return int(words[9]), int(words[11])
+
+
+_PRIVATE = re.compile(rb"^Private_\w+:\s+(\d+)", re.M)
+_PSS = re.compile(rb"^Pss:\s+(\d+)", re.M)
+
+
+def parse_smaps_rollup(data: bytes) -> tuple[int, int]:
+    """Reads /proc/PID/smaps_rollup: USS and PSS in bytes, as psutil has them (without swap).
+
+    Raises:
+        ValueError: it has no PSS.
+    """
+    pss = _PSS.search(data)
+    if pss is None:
+        raise ValueError("/proc/PID/smaps_rollup has no Pss")
+    return 1024 * sum(map(int, _PRIVATE.findall(data))), 1024 * int(pss[1])
