@@ -1,9 +1,12 @@
 """What recording does to a service under load: uvicorn, with wrk as the clients.
 
 Each request answers 2 kB of JSON; with the SDK it also records its duration and counts itself, with two attributes.
-Runs with and without it alternate, and the medians over pairs are told: a single p99 varies by far more than 1 %.
+`saturated` keeps the server's core busy all the time, so that what a request costs more is waited for by all. `waiting`
+has each request wait 5 ms for something else first, as most do. Runs with and without the SDK alternate; the medians
+over pairs are told, since a single p99 varies by far more than 1 %.
 """
 
+import asyncio
 import json
 import os
 import re
@@ -23,8 +26,18 @@ from tailrace_schemas.clock import monotonic_s
 
 from benchmarks.common import say
 
-CONNECTIONS = 16
 SECONDS = 5
+
+
+class Load(NamedTuple):
+    """How the service is used."""
+
+    name: str
+    connections: int
+    wait_s: float
+
+
+LOADS = (Load("saturated", 16, 0.0), Load("waiting", 8, 0.005))
 
 
 class Run(NamedTuple):
@@ -37,36 +50,38 @@ class Run(NamedTuple):
 
 
 def run(broker: str, pairs: int) -> list[dict[str, Any]]:
-    """One row: medians, and by how much the SDK changes them."""
+    """One row a load: medians, and by how much the SDK changes them."""
     if shutil.which("wrk") is None or find_spec("uvicorn") is None:
         say("wrk (apt-get install wrk) or uvicorn (pip install 'tailrace[bench]') is missing: no service under load")
         return []
+    return [_compare(load, broker, pairs) for load in LOADS]
+
+
+def _compare(load: Load, broker: str, pairs: int) -> dict[str, Any]:
     found: dict[str, list[Run]] = {"": [], broker: []}
-    _measure("")  # the machine warms up
+    _measure(load, "")  # the machine warms up
     for pair in range(pairs):
-        say(f"a service under load, {pair + 1} of {pairs}")
+        say(f"a service under load, {load.name}, {pair + 1} of {pairs}")
         for setting in ("", broker) if pair % 2 else (broker, ""):
-            found[setting].append(_measure(setting))
+            found[setting].append(_measure(load, setting))
     without, with_sdk = found[""], found[broker]
 
     def change(of: Callable[[Run], float]) -> float:
         return 100 * (median(of(b) / of(a) for a, b in zip(without, with_sdk, strict=True)) - 1)
 
-    return [
-        {
-            "part": "service", "system": "uvicorn", "pairs": pairs,
-            "requests_per_second": median(one.requests_per_second for one in without),
-            "p99_ms": median(one.p99_ms for one in without), "p99_change_percent": change(lambda one: one.p99_ms),
-            "cpu_us": median(one.cpu_us for one in without), "cpu_change_percent": change(lambda one: one.cpu_us),
-        }
-    ]  # fmt: skip
+    return {
+        "part": "service", "system": f"uvicorn, {load.name}", "pairs": pairs,
+        "requests_per_second": median(one.requests_per_second for one in without),
+        "p99_ms": median(one.p99_ms for one in without), "p99_change_percent": change(lambda one: one.p99_ms),
+        "cpu_us": median(one.cpu_us for one in without), "cpu_change_percent": change(lambda one: one.cpu_us),
+    }  # fmt: skip
 
 
-def _measure(broker: str) -> Run:
-    with _server(broker) as (port, process):
+def _measure(load: Load, broker: str) -> Run:
+    with _server(load, broker) as (port, process):
         before_s = sum(process.cpu_times()[:2])
         done = subprocess.run(
-            ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS}s", "--latency", f"http://127.0.0.1:{port}/orders/7"],
+            ["wrk", "-t1", f"-c{load.connections}", f"-d{SECONDS}s", "--latency", f"http://127.0.0.1:{port}/orders/7"],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         cpu_s = sum(process.cpu_times()[:2]) - before_s
@@ -84,13 +99,14 @@ def _found(pattern: str, text: str) -> re.Match[str]:
 
 
 @contextmanager
-def _server(broker: str) -> Iterator[tuple[int, psutil.Process]]:
+def _server(load: Load, broker: str) -> Iterator[tuple[int, psutil.Process]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "uvicorn", f"{__name__}:app", "--port", str(port), "--no-access-log"]
     command += ["--log-level", "warning"]
-    child = subprocess.Popen(command, env={**os.environ, "BENCH_BROKER": broker})
+    environment = {**os.environ, "BENCH_BROKER": broker, "BENCH_WAIT_S": str(load.wait_s)}
+    child = subprocess.Popen(command, env=environment)
     try:
         deadline_s = monotonic_s() + 20
         while True:
@@ -112,7 +128,12 @@ _BROKER = os.environ.get("BENCH_BROKER")
 _ORDERS = [{"id": number, "name": f"order {number}", "price": number * 1.5, "tags": ["a", "b"]} for number in range(30)]
 
 
+_WAIT_S = float(os.environ.get("BENCH_WAIT_S", "0"))
+
+
 async def _answer(send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
+    if _WAIT_S:
+        await asyncio.sleep(_WAIT_S)
     body = json.dumps({"orders": _ORDERS}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})

@@ -87,6 +87,10 @@ class Buffer:
     list without a lock and without mixing up one sample's fields with another's; three appends to three arrays
     would need either, and take as long. Neither call blocks or raises.
 
+    A list for each thread, found through `threading.local`, is the usual design, and slower: 185 ns a value instead of
+    150 from one thread, 193 instead of 166 from 16 (`python -m benchmarks producer`, which has that design for this).
+    It would also have to find and empty the lists of threads that have ended.
+
     Memory: `max_samples` at about 80 bytes each, and up to one chunk in `rows`.
     """
 
