@@ -91,7 +91,7 @@ class Buffer:
     150 from one thread, 193 instead of 166 from 16 (`python -m benchmarks producer`, which has that design for this).
     It would also have to find and empty the lists of threads that have ended.
 
-    Memory: `max_samples` at about 80 bytes each, and up to one chunk in `rows`.
+    Memory: `max_samples` at about 100 bytes each, and up to one chunk in `rows`.
     """
 
     def __init__(
