@@ -108,6 +108,11 @@ class Slo:
         """Whether it knows nothing of the past: then `prime` gives it what is stored."""
         return self._rings.head_us is None
 
+    @property
+    def head_us(self) -> int | None:
+        """Up to where events are counted: the last evaluation, or what it was primed with."""
+        return self._rings.head_us
+
     # -- events ----------------------------------------------------------------------------------------
 
     def put(self, end_us: int, bad: float, total: float) -> bool:
