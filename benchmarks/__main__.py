@@ -2,8 +2,10 @@
 
 import argparse
 import importlib
+import sys
 
-from benchmarks.common import publish
+from benchmarks.common import HISTORY, publish, show
+from benchmarks.compare import compare, last_results, record
 
 NAMES = {
     "middleware": "CPU time that the ASGI and WSGI middleware adds to a request",
@@ -26,9 +28,16 @@ def main() -> None:
         command = commands.add_parser(name, help=what, description=modules[name].__doc__)
         command.add_argument("--json", action="store_true", help="JSON lines on stdout instead of a table")
         command.add_argument("--no-history", action="store_true", help="do not append to benchmarks/history.jsonl")
+        command.add_argument("--record", metavar="HOST:PORT", help="also send the figures as samples to this Kafka")
         modules[name].add_arguments(command)
     options = parser.parse_args()
-    publish(modules[options.name].run(options), as_json=options.json, history=not options.no_history)
+    results = modules[options.name].run(options)
+    before = last_results(HISTORY.read_text().splitlines(), options.name)
+    publish(results, as_json=options.json, history=not options.no_history)
+    if not options.json:
+        show(compare(results, before), "beside the last run in the history")
+    if options.record and not record(results, options.record):
+        sys.exit(f"{options.record} did not take the figures")
 
 
 if __name__ == "__main__":

@@ -44,8 +44,15 @@ def publish(results: list[dict[str, Any]], *, as_json: bool, history: bool) -> N
     if as_json:
         print("\n".join(lines))
         return
+    show(results, f"{where['machine']}, Python {where['python']}, commit {where['commit']}")
+
+
+def show(results: list[dict[str, Any]], caption: str) -> None:
+    """Prints a table, unless there is nothing to show."""
+    if not results:
+        return
     names = list(dict.fromkeys(name for result in results for name in result))
-    table = Table(*names, caption=f"{where['machine']}, Python {where['python']}, commit {where['commit']}")
+    table = Table(*names, caption=caption)
     for result in results:
         table.add_row(*(_cell(result.get(name)) for name in names))
     Console(width=None if sys.stdout.isatty() else 220).print(table)

@@ -334,10 +334,10 @@ def _kafka(action: Callable[[], Result]) -> Result:
 
 def run_app() -> None:
     """The command, with logging set up."""
-    from tailrace_infra import config_command, health_command, replay_command
+    from tailrace_infra import config_command, health_command, io_command, replay_command
 
     configure_logging()
-    for module in (replay_command, config_command, health_command):
+    for module in (replay_command, config_command, health_command, io_command):
         module.register(app)
     app()
 

@@ -7,6 +7,10 @@ __all__ = ["main"]
 
 def main() -> None:
     """Runs the command."""
+    if sys.argv[1:2] == ["exec"]:
+        from tailrace_infra.exec_command import main as run_and_exit
+
+        run_and_exit(sys.argv[2:])
     try:
         from tailrace_infra.cli import run_app
     except ModuleNotFoundError as error:

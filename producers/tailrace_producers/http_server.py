@@ -6,7 +6,7 @@ a path is never recorded, a route is the template that the framework matched, an
 """
 
 import os
-from threading import Lock
+from threading import RLock
 from typing import Final, NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
@@ -43,7 +43,7 @@ class _Active:
 
     def __init__(self) -> None:
         self._counts: dict[tuple[str, str], list[int]] = {}
-        self._lock = Lock()
+        self._lock = RLock()  # of a body that is collected as garbage the end may come within `begin`
 
     def begin(self, key: tuple[str, str]) -> None:
         with self._lock:

@@ -51,32 +51,40 @@ class TelemetryMiddleware:
 class _Response:
     """One request and its response: counts what passes."""
 
-    __slots__ = ("_announced", "_environ", "_start_response", "done", "request")
+    __slots__ = ("_environ", "_headers", "_start_response", "_write", "done", "request")
 
     def __init__(self, server: HttpServer, environ: Environ, start_response: StartResponse) -> None:
         self.request: Final[Request] = server.begin(environ.get("REQUEST_METHOD"), environ.get("wsgi.url_scheme"))
-        self.request.request_bytes = _number(environ.get("CONTENT_LENGTH")) or 0
+        length = environ.get("CONTENT_LENGTH")
+        if length:
+            self.request.request_bytes = _number(length) or 0
         self._environ = environ
         self._start_response = start_response
-        self._announced: int | None = None
+        self._headers: Sequence[tuple[str, str]] = ()
+        self._write: Callable[[bytes], object] | None = None
         self.done = False
 
     def start(self, status: str, headers: Sequence[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
         """The `start_response` that the application calls."""
-        write = self._start_response(status, headers, *exc_info)  # first: it also judges its arguments
-        self.request.status = _number(status[:3])
-        if self.request.route is None:
-            self.request.route = _flask_route(self._environ)
-        self._announced = next((_number(value) for name, value in headers if name.lower() == "content-length"), None)
+        self._write = self._start_response(status, headers, *exc_info)  # first: it also judges its arguments
+        request = self.request
+        request.status = _number(status[:3])
+        self._headers = headers
+        if request.route is None:
+            request.route = _flask_route(self._environ)
         if exc_info and exc_info[0]:
-            self.request.error = error_type(exc_info[0][0])
+            request.error = error_type(exc_info[0][0])
+        return self._counting_write
 
-        def counting_write(data: bytes) -> object:
-            result = write(data)
-            self.count(len(data))
-            return result
+    def _counting_write(self, data: bytes) -> object:
+        assert self._write is not None  # it is what `start` returns
+        result = self._write(data)
+        self.count(len(data))
+        return result
 
-        return counting_write
+    def _announced(self) -> int | None:
+        """The response's `Content-Length`."""
+        return next((_number(value) for name, value in self._headers if name.lower() == "content-length"), None)
 
     def wrap(self, body: Iterable[bytes]) -> Iterable[bytes]:
         """What the server gets in place of the body."""
@@ -88,7 +96,7 @@ class _Response:
 
     def _wrap_file(self, body: Iterable[bytes]) -> Iterable[bytes]:
         """The server knows its own class and sends the file by itself: only its closing can be seen."""
-        self.request.response_bytes = self._announced
+        self.request.response_bytes = self._announced()
         close = getattr(body, "close", None)
 
         def closing() -> None:
@@ -121,14 +129,16 @@ class _Response:
 
     def close(self, *, exhausted: bool) -> None:
         """The server has closed the body."""
-        complete = (
-            exhausted
-            or self._environ.get("REQUEST_METHOD") == "HEAD"  # a server need not ask for what it may not send
-            or (self._announced is not None and (self.request.response_bytes or 0) >= self._announced)
-        )
-        if not complete and self.request.error is None:
+        if not exhausted and not self.done and not self._is_complete() and self.request.error is None:
             self.request.error = CLIENT_DISCONNECT
         self.end(None)
+
+    def _is_complete(self) -> bool:
+        """Whether a server that did not ask for more has all it needs."""
+        announced = self._announced()
+        return self._environ.get("REQUEST_METHOD") == "HEAD" or (
+            announced is not None and (self.request.response_bytes or 0) >= announced
+        )
 
 
 class _Body:
