@@ -122,7 +122,7 @@ def tailrace(settings: Settings, samples: int) -> dict[str, float]:
         return build_flow(settings, stop=own, **more)
 
     own = stop
-    runner.run(settings, build)
+    runner.run(settings, build, settings.recovery.directory)
     return clock.result()
 
 

@@ -10,20 +10,29 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
+from tailrace_schemas.alerts import AlertEvent
+from tailrace_schemas.cloudevents import event_message, notification_message
 from tailrace_schemas.deadletter import DeadLetter, encode_dead_letter
-from tailrace_schemas.rows import WindowRows, encode_window_rows
+from tailrace_schemas.rows import SLO_STATUS, WindowRows, encode_window_rows
 from tailrace_sinks.kafka import KafkaWriter
 
+from tailrace_flows.alert_rows import alert_event_rows
+from tailrace_flows.core.alerting.evaluator import Findings
+from tailrace_flows.core.alerting.responder import Response
 from tailrace_flows.core.chunk import UNKNOWN_US
 from tailrace_flows.core.shard import Output
 
-__all__ = ["AggregatesSink", "ClickHouseSink", "DeadLettersSink", "RowWriter"]
+__all__ = [
+    "AggregatesSink", "ClickHouseSink", "DeadLettersSink", "EventsSink", "FindingsSink", "NotificationsSink",
+    "RowWriter",
+]  # fmt: skip
 
 FLUSH_ROWS = 100_000
 """Rows that are written before the epoch ends, to bound memory."""
 AGGREGATE_BYTES = 400_000
 """A message's rows, at most, so that it stays below Kafka's default limit of 1 MB."""
 
+SCHEMA_OF = {"slo_status_rows": SLO_STATUS}
 TABLE_OF_SECONDS = {10: "rows_10s", 60: "rows_1m"}
 
 
@@ -164,6 +173,86 @@ class _DeadLetters:
         for letter in values:
             key = f"{letter.topic}-{letter.partition}".encode()
             self._writer.write(self._topic, key, encode_dead_letter(letter))
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+
+class EventsSink(_SharedSink):
+    """Takes (key, Findings); writes their events to the alerts topic, key = alert id."""
+
+    def __init__(self, writer: Callable[[], KafkaWriter], topic: str) -> None:
+        super().__init__(lambda: _Events(writer(), topic))
+
+
+class _Events:
+    def __init__(self, writer: KafkaWriter, topic: str) -> None:
+        self._writer = writer
+        self._topic = topic
+
+    def write_batch(self, values: list[Findings]) -> None:
+        for found in values:
+            for event in found.events:
+                sent = event_message(event)
+                self._writer.write(self._topic, sent.key, sent.value, sent.headers)
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+
+class FindingsSink(_SharedSink):
+    """Takes (key, Findings); writes their events and rows to ClickHouse."""
+
+    def __init__(self, writer: Callable[[], RowWriter]) -> None:
+        super().__init__(lambda: _FindingRows(writer()))
+
+
+class _FindingRows:
+    def __init__(self, writer: RowWriter) -> None:
+        self._writer = writer
+        self._events: list[AlertEvent] = []
+        self._rows: dict[str, list[dict[str, Any]]] = {}
+        self._counters: list[Any] = []
+
+    def write_batch(self, values: list[Findings]) -> None:
+        for found in values:
+            self._events += found.events
+            for table, rows in found.rows.items():
+                self._rows.setdefault(table, []).extend(rows)
+            if found.counters is not None:
+                self._counters.append(found.counters)
+
+    def flush(self) -> None:
+        batches = {table: pa.RecordBatch.from_pylist(rows, SCHEMA_OF[table]) for table, rows in self._rows.items()}
+        if self._events:
+            batches["alert_event_rows"] = alert_event_rows(self._events)
+        for table, batch in batches.items():
+            self._writer.write(table, [batch])
+        self._writer.write("counter_rows", self._counters)
+        self._events, self._rows, self._counters = [], {}, []
+
+
+class NotificationsSink(_SharedSink):
+    """Takes (key, Response); writes notifications, key = group key, and answers to the alerts topic."""
+
+    def __init__(self, writer: Callable[[], KafkaWriter], notifications: str, alerts: str) -> None:
+        super().__init__(lambda: _Responses(writer(), notifications, alerts))
+
+
+class _Responses:
+    def __init__(self, writer: KafkaWriter, notifications: str, alerts: str) -> None:
+        self._writer = writer
+        self._notifications = notifications
+        self._alerts = alerts
+
+    def write_batch(self, values: list[Response]) -> None:
+        for response in values:
+            for one in response.notifications:
+                sent = notification_message(one)
+                self._writer.write(self._notifications, sent.key, sent.value, sent.headers)
+            for event in response.events:
+                sent = event_message(event)
+                self._writer.write(self._alerts, sent.key, sent.value, sent.headers)
 
     def flush(self) -> None:
         self._writer.flush()

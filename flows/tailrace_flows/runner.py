@@ -20,7 +20,7 @@ from bytewax.recovery import RecoveryConfig, init_db_dir
 from tailrace_schemas import clock
 from tailrace_sinks.kafka import StoppedError
 
-from tailrace_flows.settings import RecoverySettings, Settings
+from tailrace_flows.settings import Settings
 
 __all__ = ["LockedError", "is_locked", "lock", "prepare_recovery", "run"]
 
@@ -75,9 +75,8 @@ def is_locked(directory: Path) -> bool:
     return False
 
 
-def prepare_recovery(settings: RecoverySettings) -> RecoveryConfig:
+def prepare_recovery(directory: Path) -> RecoveryConfig:
     """The recovery configuration; makes the directory's database at the first start."""
-    directory = settings.directory
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not any(directory.glob("*.sqlite3")):
         init_db_dir(directory, RECOVERY_PARTITIONS)
@@ -87,6 +86,7 @@ def prepare_recovery(settings: RecoverySettings) -> RecoveryConfig:
 def run(
     settings: Settings,
     build: Callable[..., Any],
+    recovery_directory: Path,
     *,
     process: int = 0,
     addresses: list[str] | None = None,
@@ -94,7 +94,7 @@ def run(
 ) -> None:
     """Runs the dataflow that `build` gives until SIGTERM, SIGINT or `duration_s`, then drains. Main thread only.
 
-    The caller holds the directory's `lock`. With `addresses`, this is one process of a cluster.
+    The caller holds the `lock` of the recovery directory. With `addresses`, this is one process of a cluster.
 
     Raises:
         whatever the dataflow raised.
@@ -116,7 +116,7 @@ def run(
         return bool(stopped_at) and clock.monotonic_s() - stopped_at[0] > GRACE_S
 
     dataflow = build(settings, stop=stop, hurry=hurry, process=process)
-    recovery = prepare_recovery(settings.recovery)
+    recovery = prepare_recovery(recovery_directory)
 
     def engine() -> None:
         try:

@@ -101,6 +101,7 @@ class RecoverySettings(_Section):
     """Where and how a flow keeps what it needs to go on after a crash."""
 
     directory: Path = Path("tailrace-data/recovery")
+    """Each flow has a directory of its own in it."""
     epoch_s: float = Field(1.0, gt=0, le=600)
     contents: Literal["replay", "snapshot"] = "replay"
     """`replay` reads open windows from Kafka again; `snapshot` stores them, for the embedded broker."""

@@ -45,13 +45,15 @@ class Place(NamedTuple):
     cluster_id: str
     low: int
     """The first offset that the broker still has."""
+    recent: int
+    """Where to begin without a state: `low`, or about the first record of the source's `since_us`."""
 
 
 class TopicSource(FixedPartitionedSource[Any, bytes]):
     """Reads `topic` with the librdkafka configuration `client`.
 
     `build` makes the feed of a partition, from the state that its `snapshot` gave before; `stop` ends all partitions
-    after their current poll.
+    after their current poll. `since_us`: who has no state begins with about the records of that time.
     """
 
     def __init__(
@@ -62,12 +64,14 @@ class TopicSource(FixedPartitionedSource[Any, bytes]):
         build: Callable[[Place, bytes | None], Feed[Any]],
         *,
         stop: threading.Event,
+        since_us: int | None = None,
     ) -> None:
         self._client = client
         self._topic = topic
         self._group_id = group_id
         self._build = build
         self._stop = stop
+        self._since_us = since_us
 
     def list_parts(self) -> list[str]:
         consumer = self._consumer()
@@ -85,7 +89,8 @@ class TopicSource(FixedPartitionedSource[Any, bytes]):
         cluster_id = consumer.list_topics(self._topic, METADATA_TIMEOUT_S).cluster_id or ""
         place = TopicPartition(self._topic, number)
         low, high = consumer.get_watermark_offsets(place, METADATA_TIMEOUT_S)
-        partition = self._build(Place(self._topic, number, cluster_id, low), resume_state)
+        recent = low if resume_state else self._recent(consumer, place, low)
+        partition = self._build(Place(self._topic, number, cluster_id, low, recent), resume_state)
         if partition.position > high:
             # The same cluster, but the topic was made anew: the offsets mean nothing here.
             log.warning(
@@ -100,6 +105,15 @@ class TopicSource(FixedPartitionedSource[Any, bytes]):
                 *place_of(place), cluster_id, partition.moved_from,
             )  # fmt: skip
         return _Reader(consumer, partition, low, self._stop)
+
+    def _recent(self, consumer: Consumer, place: TopicPartition, low: int) -> int:
+        if self._since_us is None:
+            return low
+        wanted = TopicPartition(place.topic, place.partition, self._since_us // 1000)
+        (found,) = consumer.offsets_for_times([wanted], METADATA_TIMEOUT_S)
+        # The embedded broker knows no times, and says that there is nothing so new: the feed then skips what is old.
+        offset: int = found.offset
+        return max(low, offset)
 
     def _consumer(self) -> Consumer:
         return Consumer(

@@ -14,9 +14,8 @@ from bytewax.dataflow import Dataflow
 from bytewax.operators import StatefulBatchLogic
 from tailrace_schemas import clock
 from tailrace_schemas.deadletter import DeadLetter
-from tailrace_sinks.clickhouse import ClickHouseWriter
-from tailrace_sinks.kafka import KafkaWriter
 
+from tailrace_flows.adapters import Adapters
 from tailrace_flows.core.chunk import Chunk, Mark
 from tailrace_flows.core.config import WindowConfig
 from tailrace_flows.core.partition import Keyed
@@ -25,7 +24,7 @@ from tailrace_flows.outputs import AggregatesSink, ClickHouseSink, DeadLettersSi
 from tailrace_flows.settings import Settings
 from tailrace_flows.source import Side, sample_source
 
-__all__ = ["build_flow", "flow"]
+__all__ = ["add_windows", "build_flow", "flow"]
 
 
 class _ShardLogic(StatefulBatchLogic[Chunk | Mark, Output, bytes]):
@@ -70,40 +69,34 @@ def build_flow(
         hurry: true, writes that cannot be made durable give up: the epoch is done again after the restart.
         process: this process' number in the cluster.
     """
-    stop = stop or threading.Event()
-    hurry = hurry or stop.is_set
+    dataflow = Dataflow("tailrace_windows")
+    add_windows(dataflow, Adapters(settings, stop, hurry), process)
+    return dataflow
+
+
+def add_windows(dataflow: Dataflow, adapters: Adapters, process: int) -> None:
+    """The steps of the window dataflow; `process` as of `build_flow`."""
+    settings = adapters.settings
     config = settings.windows.config()
     contents = settings.recovery.contents == "snapshot"
     client = settings.kafka.client()
     topics = settings.kafka.topics
 
-    def clickhouse() -> ClickHouseWriter:
-        return ClickHouseWriter(
-            settings.clickhouse.url,
-            database=settings.clickhouse.database,
-            user=settings.clickhouse.user,
-            password=settings.clickhouse.password.get_secret_value(),
-            stop=hurry,
-        )
-
-    def kafka() -> KafkaWriter:
-        return KafkaWriter(client, hurry)
-
     def logic(state: bytes | None) -> _ShardLogic:
         return _ShardLogic(config, contents, state)
 
-    dataflow = Dataflow("tailrace_windows")
-    source = sample_source(client, topics.samples, settings.kafka.group_id, config, hold=not contents, stop=stop)
+    source = sample_source(
+        client, topics.samples, settings.kafka.group_id, config, hold=not contents, stop=adapters.stop
+    )
     read = op.input("samples", dataflow, source)
     kinds = op.branch("keyed", read, _is_keyed)
     rows = op.stateful_batch("windows", kinds.trues, logic)
     side = op.branch("side", kinds.falses, _is_letter)
     letters = op.key_on("dead_letter_key", side.trues, lambda letter: str(letter.partition))
     counters = op.key_on("counter_key", side.falses, lambda _: str(process))
-    op.output("clickhouse", op.merge("rows_and_counters", rows, counters), ClickHouseSink(clickhouse))
-    op.output("aggregates", rows, AggregatesSink(kafka, topics.aggregates))
-    op.output("dead_letters", letters, DeadLettersSink(kafka, topics.dead_letters))
-    return dataflow
+    op.output("clickhouse", op.merge("rows_and_counters", rows, counters), ClickHouseSink(adapters.clickhouse))
+    op.output("aggregates", rows, AggregatesSink(adapters.kafka, topics.aggregates))
+    op.output("dead_letters", letters, DeadLettersSink(adapters.kafka, topics.dead_letters))
 
 
 def _is_keyed(item: Keyed | Side) -> TypeGuard[Keyed]:

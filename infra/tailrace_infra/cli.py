@@ -125,7 +125,7 @@ def up(
 
 @app.command()
 def run(
-    flow: Annotated[str, typer.Argument(help="Which flow: windows.")],
+    flow: Annotated[str, typer.Argument(help="Which flow: windows, alerts, slo, health, or all of them.")],
     processes: Annotated[int, typer.Option(min=1, max=64, help="Bytewax processes on this host.")] = 1,
     duration: Annotated[float | None, typer.Option(min=1, help="Seconds to run; default: until stopped.")] = None,
 ) -> None:
@@ -135,15 +135,17 @@ def run(
 
         tailrace run windows
 
+        tailrace run alerts
+
         TAILRACE_KAFKA__BOOTSTRAP_SERVERS=kafka:9092 tailrace run windows --processes 4
     """
     from tailrace_infra.errors import EXPECTED, reason
-    from tailrace_infra.run import FlowError, run_windows
+    from tailrace_infra.run import FLOWS, FlowError, run_flow
 
-    if flow != "windows":
-        raise typer.BadParameter(f"{flow!r} is no flow; there is: windows", param_hint="FLOW")
+    if flow not in FLOWS:
+        raise typer.BadParameter(f"{flow!r} is no flow; there are: {', '.join(FLOWS)}", param_hint="FLOW")
     try:
-        run_windows(load_settings(), processes, duration)
+        run_flow(flow, load_settings(), processes, duration)
     except (FlowError, *EXPECTED) as error:
         fail(reason(error))
 
@@ -334,10 +336,10 @@ def _kafka(action: Callable[[], Result]) -> Result:
 
 def run_app() -> None:
     """The command, with logging set up."""
-    from tailrace_infra import config_command, health_command, io_command, replay_command
+    from tailrace_infra import alerts_command, config_command, health_command, io_command, replay_command
 
     configure_logging()
-    for module in (replay_command, config_command, health_command, io_command):
+    for module in (replay_command, config_command, alerts_command, health_command, io_command):
         module.register(app)
     app()
 

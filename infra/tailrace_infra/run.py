@@ -10,13 +10,13 @@ import socket
 import subprocess
 import sys
 import threading
-from pathlib import Path
+from importlib import import_module
+from typing import Final
 
 from clickhouse_connect.driver.exceptions import ClickHouseError
 from tailrace_flows import runner
 from tailrace_flows.core.feed import PoisonedError
 from tailrace_flows.settings import Settings
-from tailrace_flows.windows import build_flow
 from tailrace_schemas import clock
 from tailrace_sinks.clickhouse import WriteRejectedError, connect
 from tailrace_sinks.rollup import rollup
@@ -26,7 +26,7 @@ from tailrace_infra.child import Child, ChildError, announce_ready, exit_with_pa
 from tailrace_infra.logs import configure_logging
 from tailrace_infra.signals import StopSignal
 
-__all__ = ["FlowError", "run_windows"]
+__all__ = ["FLOWS", "FlowError", "run_flow"]
 
 log = logging.getLogger(__name__)
 
@@ -34,29 +34,45 @@ STOP_TIMEOUT_S = 8.0
 ROLLUP_S = 300
 
 
+FLOWS: Final = {
+    "windows": "rows of 10 s and 1 m out of samples",
+    "alerts": "alert rules, and who is told",
+    "slo": "objectives and their burn rates",
+    "health": "the health of services",
+    "all": "all of them in one process",
+}
+"""Modules of `tailrace_flows`, and what each computes."""
+
+
 class FlowError(Exception):
     """The flow ended by itself: the message says why, for people."""
 
 
-def run_windows(settings: Settings, processes: int = 1, duration_s: float | None = None) -> None:
-    """Runs the window flow until SIGTERM, SIGINT or `duration_s`. Main thread only.
+def run_flow(flow: str, settings: Settings, processes: int = 1, duration_s: float | None = None) -> None:
+    """Runs one of FLOWS until SIGTERM, SIGINT or `duration_s`. Main thread only.
 
     Raises:
         LockedError: another instance uses the recovery directory.
         FlowError: the flow failed.
     """
-    with runner.lock(settings.recovery.directory):
+    with runner.lock(settings.recovery.directory / flow):
         if processes == 1:
-            _run_here(settings, 0, None, duration_s)
+            _run_here(flow, settings, 0, None, duration_s)
         else:
-            _run_cluster(processes, duration_s)
+            _run_cluster(flow, processes, duration_s)
 
 
-def _run_here(settings: Settings, process: int, addresses: list[str] | None, duration_s: float | None) -> None:
-    if process == 0:
+def _run_here(
+    flow: str, settings: Settings, process: int, addresses: list[str] | None, duration_s: float | None
+) -> None:
+    build = import_module(f"tailrace_flows.{flow}").build_flow
+    if process == 0 and flow in ("windows", "all"):
         threading.Thread(target=_roll_up, args=(settings,), name="rollup", daemon=True).start()
     try:
-        runner.run(settings, build_flow, process=process, addresses=addresses, duration_s=duration_s)
+        runner.run(
+            settings, build, settings.recovery.directory / flow, process=process, addresses=addresses,
+            duration_s=duration_s,
+        )  # fmt: skip
     except Exception as error:
         raise FlowError(explain(error, settings)) from error
 
@@ -88,7 +104,7 @@ def explain(error: BaseException, settings: Settings) -> str:
     return text
 
 
-def _run_cluster(processes: int, duration_s: float | None) -> None:
+def _run_cluster(flow: str, processes: int, duration_s: float | None) -> None:
     """Starts the processes, waits for the end of any, and stops the others: a cluster lives and dies as one."""
     addresses = ",".join(f"127.0.0.1:{port}" for port in _free_ports(processes))
     duration = [] if duration_s is None else ["--duration", str(duration_s)]
@@ -96,7 +112,7 @@ def _run_cluster(processes: int, duration_s: float | None) -> None:
     with StopSignal() as stop:
         try:
             for process in range(processes):
-                arguments = ["--process", str(process), "--addresses", addresses, *duration]
+                arguments = [flow, "--process", str(process), "--addresses", addresses, *duration]
                 children.append(start_child("tailrace_infra.run", *arguments))
             stop.wait(None, [child.end for child in children])
             for child in children:
@@ -131,6 +147,7 @@ def _free_ports(count: int) -> list[int]:
 def main() -> None:
     """One flow process."""
     parser = argparse.ArgumentParser(prog="python -m tailrace_infra.run", description=main.__doc__)
+    parser.add_argument("flow", choices=FLOWS)
     parser.add_argument("--process", type=int, default=0)
     parser.add_argument("--addresses", default="")
     parser.add_argument("--duration", type=float)
@@ -138,12 +155,12 @@ def main() -> None:
     configure_logging()
     exit_with_parent()
     settings = Settings()
-    announce_ready(recovery=str(Path(settings.recovery.directory).resolve()))
+    announce_ready(recovery=str((settings.recovery.directory / options.flow).resolve()))
     try:
         if options.addresses:
-            _run_here(settings, options.process, options.addresses.split(","), options.duration)
+            _run_here(options.flow, settings, options.process, options.addresses.split(","), options.duration)
         else:
-            run_windows(settings, duration_s=options.duration)
+            run_flow(options.flow, settings, duration_s=options.duration)
     except (FlowError, runner.LockedError) as error:
         log.error("%s", error)
         sys.exit(1)

@@ -192,8 +192,9 @@ def embedded_stack(
 
 def _start_flow(stack: Stack) -> None:
     directory = stack.data_dir / "recovery"
+    own = directory / "windows"
     until_s = monotonic_s() + LEFT_OVER_S
-    while runner.is_locked(directory) and monotonic_s() < until_s:
+    while runner.is_locked(own) and monotonic_s() < until_s:
         threading.Event().wait(LEFT_OVER_POLL_S)
     recovery = {
         "TAILRACE_RECOVERY__DIRECTORY": str(directory),
@@ -202,7 +203,7 @@ def _start_flow(stack: Stack) -> None:
         # And senders go on only as epochs commit.
         "TAILRACE_RECOVERY__EPOCH_S": "0.25",
     }
-    stack.start("flow", "tailrace_infra.run", environment=recovery)
+    stack.start("flow", "tailrace_infra.run", "windows", environment=recovery)
 
 
 def _patiently(start: Callable[[], Child]) -> Child:

@@ -63,6 +63,9 @@ class Transition(StrEnum):
     ANNOTATED = "annotated"
     MARKED = "marked"
     """As a false positive, by a person."""
+    SILENCED = "silenced"
+    """By a person: nobody is told of it for a while. Its alert is as its last other event left it."""
+    UNSILENCED = "unsilenced"
     REJECTED = "rejected"
     """A command that could not be carried out; `reason` says why."""
 

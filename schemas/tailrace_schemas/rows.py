@@ -10,7 +10,8 @@ import pyarrow as pa
 from tailrace_schemas.codec import FlatCodec
 
 __all__ = [
-    "ALERT_EVENTS", "COUNTERS", "EVENTS", "WINDOW_ROWS", "WindowRows", "decode_window_rows", "encode_window_rows",
+    "ALERT_EVENTS", "COUNTERS", "EVENTS", "SLO_STATUS", "WINDOW_ROWS", "WindowRows", "decode_window_rows",
+    "encode_window_rows",
 ]  # fmt: skip
 
 ATTRIBUTES = pa.map_(pa.string(), pa.string())
@@ -98,6 +99,28 @@ ALERT_EVENTS: Any = pa.schema(
     ]
 )
 """Each event of an alert's life, with the alert as it stood then: `tailrace_schemas.alerts.AlertEvent` in columns."""
+
+SLO_STATUS: Any = pa.schema(
+    [
+        pa.field("slo", pa.string(), nullable=False),
+        pa.field("service", pa.string(), nullable=False),
+        pa.field("window_end", pa.timestamp("s", tz="UTC"), nullable=False),
+        pa.field("objective", pa.float64(), nullable=False),  # 0..1
+        pa.field("period_s", pa.float64(), nullable=False),
+        pa.field("bad", pa.float64(), nullable=False),  # events of the period
+        pa.field("total", pa.float64(), nullable=False),
+        pa.field("error_ratio", pa.float64()),  # of the period; NULL: no events
+        pa.field("budget_remaining", pa.float64(), nullable=False),  # 1 untouched, 0 used up, below: overspent
+        *(
+            pa.field(f"burn_rate_{window}", pa.float64())
+            for window in ("5m", "30m", "1h", "2h", "6h", "1d", "3d", "30d")
+        ),
+        pa.field("exhausted_at", pa.timestamp("s", tz="UTC")),  # at the burn rate of the last hour
+        pa.field("frozen", pa.string(), nullable=False),  # why nothing was judged; empty: it was
+        pa.field("version", pa.uint64(), nullable=False),  # total events
+    ]
+)
+"""An objective as of the end of a 10 s window."""
 
 _ENVELOPE = FlatCodec("WindowRows")
 

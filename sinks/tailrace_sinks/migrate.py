@@ -20,6 +20,7 @@ RETENTION_OF: Final = {
     "rows_1d": "retention_1h_days",
     "event_rows": "retention_1h_days",
     "alert_event_rows": "retention_1h_days",
+    "slo_status_rows": "retention_1m_days",
 }
 """Which setting says how many days a table's rows are kept after they were stored."""
 

@@ -25,6 +25,14 @@ def test_reads_on_after_a_restart_where_it_stopped() -> None:
     assert (again.next_offset, again.moved_from) == (2, None)
 
 
+def test_without_a_state_old_records_are_skipped() -> None:
+    old, new = Record(0, 5, b"1", b"k"), Record(1, 6, b"2", b"k")
+    fresh = TopicFeed(3, "numbers", decode, cluster_id="one", start=0, since_us=6)
+    assert fresh.read([old, new], 0) == ([(b"k", 2)], [])
+    again = TopicFeed(3, "numbers", decode, cluster_id="one", start=0, since_us=6, state=feed().snapshot(0))
+    assert again.read([old, new], 0) == ([(b"k", 1), (b"k", 2)], [])
+
+
 def test_another_cluster_is_read_from_its_start() -> None:
     one = feed()
     one.read(records(b"1", b"2"), 0)

@@ -1,5 +1,6 @@
 """The dataflow as Bytewax sees it."""
 
+from importlib import import_module
 from pathlib import Path
 
 from tailrace_flows.settings import Settings
@@ -25,3 +26,21 @@ def test_step_ids_are_part_of_the_recovery_state_and_stay(tmp_path: Path) -> Non
 
 def test_bytewax_finds_the_flow_by_its_name() -> None:
     assert flow().flow_id == "tailrace_windows"
+
+
+def test_the_alert_flows_steps_stay_too() -> None:
+    judged = [
+        "config", "config_good", "config_letter_key", "commands", "commands_good", "commands_letter_key", "rows",
+        "rows_good", "rows_letter_key", "judged", "every_evaluator", "evaluate", "alerts",
+    ]  # fmt: skip
+    response = [
+        "events", "events_good", "events_letter_key", "heard", "responder_key", "respond", "notifications", "answers",
+    ]  # fmt: skip
+    ends = ["all_findings", "findings", "all_letters", "letters"]
+    flows = {"alerts": judged + response + ends, "slo": judged + ends, "health": judged + ends}
+    for name, steps in flows.items():
+        built = import_module(f"tailrace_flows.{name}").flow()
+        assert [step.step_id for step in built.substeps] == [f"tailrace_{name}.{step}" for step in steps]
+    every = [step.step_id for step in import_module("tailrace_flows.all").flow().substeps]
+    windows = [step.step_id.replace("windows.", "all.", 1) for step in build_flow(Settings()).substeps]
+    assert every == windows + [f"tailrace_all.{step}" for step in flows["alerts"]]

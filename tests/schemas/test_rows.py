@@ -15,6 +15,7 @@ from tailrace_schemas.rows import (
     ALERT_EVENTS,
     COUNTERS,
     EVENTS,
+    SLO_STATUS,
     WINDOW_ROWS,
     WindowRows,
     decode_window_rows,
@@ -24,11 +25,18 @@ from tailrace_schemas.samples import KINDS
 
 from tests.schemas.examples import arrow_rows, avro_datum, example
 
-SCHEMAS = {"ALERT_EVENTS": ALERT_EVENTS, "COUNTERS": COUNTERS, "EVENTS": EVENTS, "WINDOW_ROWS": WINDOW_ROWS}
+SCHEMAS = {
+    "ALERT_EVENTS": ALERT_EVENTS,
+    "COUNTERS": COUNTERS,
+    "EVENTS": EVENTS,
+    "SLO_STATUS": SLO_STATUS,
+    "WINDOW_ROWS": WINDOW_ROWS,
+}
 FINGERPRINTS = {
     "ALERT_EVENTS": "fe60b85253400212",
     "COUNTERS": "0606e11998ab391b",
     "EVENTS": "8fd0c777fef81385",
+    "SLO_STATUS": "9eaa4e828767e355",
     "WINDOW_ROWS": "20e063a5fa8c3864",
 }
 CHANGED = """\

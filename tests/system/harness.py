@@ -30,9 +30,9 @@ class Bench:
     directory: Path
     environment: dict[str, str]
 
-    def start_flow(self, **more: str) -> Child:
+    def start_flow(self, flow: str = "windows", **more: str) -> Child:
         return start_child(
-            "tailrace_infra.run", log=self.directory / "flow.log", environment={**self.environment, **more}
+            "tailrace_infra.run", flow, log=self.directory / "flow.log", environment={**self.environment, **more}
         )
 
     def producer(self) -> Producer:

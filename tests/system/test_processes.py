@@ -72,7 +72,10 @@ def test_two_instances_cannot_share_a_recovery_directory(
         first = b.start_flow()
         try:
             eventually(
-                lambda: (tmp_path / "recovery" / "lock").exists() and (tmp_path / "recovery" / "lock").read_text()
+                lambda: (
+                    (tmp_path / "recovery" / "windows" / "lock").exists()
+                    and (tmp_path / "recovery" / "windows" / "lock").read_text()
+                )
             )
             second = subprocess.run(
                 [sys.executable, "-m", "tailrace_infra.cli", "run", "windows"],

@@ -91,9 +91,10 @@ class TopicFeed(Generic[Item]):
         cluster_id: str,
         start: int,
         state: bytes | None = None,
+        since_us: int = 0,
     ) -> None:
         """`decode` takes a record's key and value (empty for a tombstone). `state`: of `snapshot`, or None to begin
-        at `start`.
+        at `start`, and skip records of a time before `since_us`.
 
         Raises:
             ValueError: the state was written by another version of this format.
@@ -102,6 +103,7 @@ class TopicFeed(Generic[Item]):
         self.topic = topic
         self.cluster_id = cluster_id
         self._decode = decode
+        self._since_us = 0 if state else since_us
         version, origin, offset = pickle.loads(state) if state else (STATE_VERSION, cluster_id, start)  # noqa: S301 - our own file
         if version != STATE_VERSION:
             raise ValueError(
@@ -137,6 +139,8 @@ class TopicFeed(Generic[Item]):
         letters: list[DeadLetter] = []
         for record in records:
             self.next_offset = record.offset + 1
+            if record.time_us < self._since_us:
+                continue
             try:
                 items.append(self._decode(record.key, record.value or b""))
                 self._invalid_run = 0

@@ -38,7 +38,7 @@ SETTINGS ttl_only_drop_parts = 1;
 CREATE OR REPLACE VIEW alert_events AS
 SELECT * EXCEPT stored_at FROM alert_event_rows FINAL;
 
--- As each alert stands now. A rejected command changes nothing.
+-- As each alert stands now. A rejected command changes nothing, and a silence not the alert itself.
 CREATE OR REPLACE VIEW alerts AS
 SELECT
     alert_id AS id, name, description, severity, status, source, service, metric, labels,
@@ -46,6 +46,6 @@ SELECT
     started_at, time AS changed_at, acknowledged_at, acknowledged_by, resolved_at, resolved_by, false_positive,
     tags, annotations, sequence
 FROM alert_event_rows FINAL
-WHERE transition != 'rejected' AND alert_id != ''
+WHERE transition NOT IN ('rejected', 'silenced', 'unsilenced') AND alert_id != ''
 ORDER BY alert_id, sequence DESC
 LIMIT 1 BY alert_id;

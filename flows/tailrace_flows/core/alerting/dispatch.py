@@ -120,9 +120,9 @@ class Dispatcher:
             self._drop(identity)
 
     def on_command(self, command: Command, now_us: int) -> AlertEvent | None:
-        """Silences one alert for a while, or ends that; other commands are not for the dispatcher.
+        """Silences one alert for a while, or ends that; None: other commands are not for the dispatcher.
 
-        Returns the answer where it cannot be done.
+        Returns the answer, which is REJECTED where it cannot be done.
         """
         if command.kind not in (CommandKind.SILENCE, CommandKind.UNSILENCE):
             return None
@@ -145,7 +145,8 @@ class Dispatcher:
             for name in ended:
                 del self._silences[name]
         self._silencer = Silencer((*self._config.silences.values(), *self._silences.values()))
-        return None
+        transition = Transition.SILENCED if command.kind is CommandKind.SILENCE else Transition.UNSILENCED
+        return _answer(command, transition, found.sequence, Alert.model_validate_json(found.body))
 
     # -- time --------------------------------------------------------------------------------------------
 
@@ -351,8 +352,14 @@ def _common(labels: Iterable[Mapping[str, str]]) -> dict[str, str]:
 
 
 def _rejected(command: Command, reason: str) -> AlertEvent:
+    return _answer(command, Transition.REJECTED, 0, None, reason)
+
+
+def _answer(
+    command: Command, transition: Transition, sequence: int, alert: Alert | None, reason: str = ""
+) -> AlertEvent:
     cause = f"command:{command.id}"
     return AlertEvent(
-        id=event_id(command.alert_id, Transition.REJECTED, cause), transition=Transition.REJECTED,
-        time=command.time, cause=cause, sequence=0, reason=reason, alert=None,
+        id=event_id(command.alert_id, transition, cause), transition=transition, time=command.time, cause=cause,
+        sequence=sequence, reason=reason, alert=alert,
     )  # fmt: skip

@@ -1,0 +1,295 @@
+"""One key of the evaluation: configuration, rows and commands in; alert events and statuses out.
+
+A plain state machine; wall time (`now_us`) is given by the caller and only says which services are waited for. What is
+judged are *units*: a rule group, an objective, the health of all services. Each belongs to one key by its name.
+"""
+
+import pickle
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, Protocol, Self
+from zlib import crc32
+
+from tailrace_schemas.alerts import AlertEvent, Command, CommandKind, Transition
+from tailrace_schemas.config import ConfigModel, model_of
+from tailrace_schemas.rows import WindowRows
+
+from tailrace_flows.core.alerting.clock import EvaluationClock
+from tailrace_flows.core.alerting.store import STEP_US, Keep, WindowStore
+from tailrace_flows.core.chunk import UNKNOWN_US
+from tailrace_flows.core.counters import Counters
+
+__all__ = ["EVALUATORS", "Evaluator", "Findings", "Plan", "Unit"]
+
+EVALUATORS: Final = 8
+"""Keys that units are spread over. Fixed: changing it would orphan the state of every running flow."""
+GAP_US: Final = 600_000_000
+"""When evaluation is further behind, what lies between is judged once, at its end."""
+LATENESS_US: Final = 60_000_000
+"""Rows are kept so much longer than looked back at: a revised row must find the one it replaces."""
+COUNTERS_US: Final = 2_000_000
+STATE_VERSION: Final = 1
+
+_GONE: Final = "it is no longer in the configuration"
+_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+
+
+class Findings(NamedTuple):
+    """What judging gives."""
+
+    events: Sequence[AlertEvent] = ()
+    rows: Mapping[str, list[dict[str, Any]]] = MappingProxyType({})
+    """Table -> rows for it, besides those of events."""
+    counters: Any = None
+    """A record batch of COUNTERS, or None."""
+
+    def __bool__(self) -> bool:
+        return bool(self.events or self.rows or self.counters is not None)
+
+
+class Unit(Protocol):
+    """What is judged. Its methods are called in event time."""
+
+    @property
+    def interval_us(self) -> int:
+        """It is judged at multiples of this."""
+
+    @property
+    def keep(self) -> Mapping[str, Keep]:
+        """Which metrics it looks at, and how far back."""
+
+    def judge(
+        self, store: WindowStore, t_us: int, changed: Iterable[tuple[str, int]], count: Callable[..., None]
+    ) -> Findings:
+        """Judges at `t_us`; `changed` are the (metric, window end) whose rows are new or revised since the last time.
+
+        `count(name, n)` counts what was done.
+        """
+
+    def command(self, command: Command) -> list[AlertEvent] | None:
+        """What a command brings about; None: it is about no alert of this unit."""
+
+    def close(self, t_us: int, reason: str, successor: Any = None) -> list[AlertEvent]:
+        """The unit is no longer wanted: resolves its alerts, but for those that a changed unit goes on with."""
+
+    def republish(self) -> list[AlertEvent]:
+        """The last events of its active alerts again."""
+
+    def snapshot(self) -> Any:
+        """Its state, to be pickled."""
+
+
+class Plan(NamedTuple):
+    """A unit that the configuration asks for."""
+
+    signature: Any
+    """Equal as long as the unit need not be built anew."""
+    build: Callable[[Any], Unit]
+    """From a snapshot of the unit before it, or None."""
+
+
+@dataclass
+class _Slot:
+    signature: Any
+    unit: Unit
+    changed: set[tuple[str, int]] = field(default_factory=set)
+
+
+class Evaluator:
+    """See the module. `plan` says which units a configuration asks for, by key.
+
+    Raises:
+        ValueError: the state was written by another version of this format.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        plan: Callable[[Mapping[str, ConfigModel]], Mapping[str, Plan]],
+        config: Mapping[str, ConfigModel],
+        now_us: int,
+        state: bytes | None = None,
+    ) -> None:
+        self.number = number
+        self._plan = plan
+        self._config: dict[str, ConfigModel] = {}
+        self._slots: dict[str, _Slot] = {}
+        self._counters_us = now_us
+        self._clock = EvaluationClock(now_us)
+        self._judged_us: int | None = None
+        """Everything up to this time has been judged."""
+        self._first: list[AlertEvent] = []
+        """What the next call gives: after a restart, the events of what is active again."""
+        self._counters = Counters(f"evaluator {number}")
+        self._store = WindowStore({})
+        if state is not None:
+            self._restore(state, now_us)
+        self._first += self._configure(config)
+
+    @classmethod
+    def restored(
+        cls,
+        plan: Callable[[Mapping[str, ConfigModel]], Mapping[str, Plan]],
+        config: Mapping[str, ConfigModel],
+        now_us: int,
+        state: bytes,
+    ) -> Self:
+        """From a snapshot, which knows its number. Raises as the class does."""
+        return cls(pickle.loads(state)[1], plan, config, now_us, state)  # noqa: S301 - our own recovery state
+
+    def _restore(self, state: bytes, now_us: int) -> None:
+        """As it was, with the configuration that it had; what has changed since is then a change like any other."""
+        version, *contents = pickle.loads(state)  # noqa: S301 - our own recovery state
+        if version != STATE_VERSION:
+            raise ValueError(
+                f"the recovery state has format {version}, this Tailrace reads {STATE_VERSION}: "
+                "drain with the version that wrote it, or start with a new recovery directory"
+            )
+        self.number, self._clock, self._judged_us, totals, rows, config, units = contents
+        self._clock.resume(now_us)
+        self._counters = Counters(self._counters.scope, totals)
+        self._configure({key: model_of(key, text) for key, text in config.items()}, units)
+        self._store = WindowStore(self._store.keep, rows)
+        for slot in self._slots.values():
+            self._first += slot.unit.republish()
+
+    @property
+    def units(self) -> Mapping[str, Unit]:
+        """What is judged, by key."""
+        return {key: slot.unit for key, slot in self._slots.items()}
+
+    # -- what comes ------------------------------------------------------------------------------------
+
+    def on_change(self, key: str, model: ConfigModel | None, now_us: int) -> Findings:
+        """A record of the configuration changed; None: it was removed. What it does not touch keeps its state."""
+        config = dict(self._config)
+        if model is None:
+            config.pop(key, None)
+        else:
+            config[key] = model
+        return self._answer(self._configure(config, {}), {}, now_us)
+
+    def on_command(self, command: Command, now_us: int) -> Findings:
+        """A person's command; nothing, if it is about an alert of another key, or about who is told."""
+        if command.kind in (CommandKind.SILENCE, CommandKind.UNSILENCE):
+            return Findings()
+        for slot in self._slots.values():
+            events = slot.unit.command(command)
+            if events is not None:
+                return self._answer(events, {}, now_us)
+        return Findings()
+
+    def on_rows(self, block: WindowRows, now_us: int) -> Findings:
+        """Rows of closed windows. Only the live stream is judged, and only rows of 10 s."""
+        if block.stream:
+            return Findings()
+        if block.window_seconds * 1_000_000 == STEP_US:
+            changed = self._store.add(block.service, block.stream, block.rows)
+            for slot in self._slots.values():
+                keep = slot.unit.keep
+                slot.changed.update(one for one in changed if one[0] in keep)
+            if self._judged_us is None and changed:
+                self._judged_us = min(end_us for _, end_us in changed) - STEP_US  # the first that there is
+        if block.watermark_us > UNKNOWN_US:
+            self._clock.hear(block.service, block.watermark_us, now_us)
+        return self.on_time(now_us)
+
+    def on_time(self, now_us: int) -> Findings:
+        """Judges what has become due."""
+        events: list[AlertEvent] = []
+        rows: dict[str, list[dict[str, Any]]] = {}
+        for t_us in self._due(now_us):
+            for key in sorted(self._slots):
+                slot = self._slots[key]
+                if t_us % slot.unit.interval_us:
+                    continue
+                now_known = {one for one in slot.changed if one[1] <= t_us}
+                slot.changed -= now_known
+                found = slot.unit.judge(self._store, t_us, sorted(now_known), self._count)
+                events += found.events
+                for table, more in found.rows.items():
+                    rows.setdefault(table, []).extend(more)
+            self._judged_us = t_us
+            self._store.forget(t_us)
+        return self._answer(events, rows, now_us)
+
+    def next_us(self, now_us: int) -> int:
+        """When `on_time` is wanted, in wall time."""
+        due_us = self._clock.next_us(now_us)
+        if self._first:
+            return now_us
+        return min(due_us, self._counters_us) if self._counters.changed else due_us
+
+    def snapshot(self) -> bytes:
+        """The state for recovery."""
+        # As JSON: a model's class may have other fields when it is read.
+        config = {key: model.model_dump_json(by_alias=True, exclude_unset=True) for key, model in self._config.items()}
+        units = {key: (slot.unit.snapshot(), slot.changed) for key, slot in self._slots.items()}
+        kept = (self.number, self._clock, self._judged_us, self._counters.totals, self._store.snapshot(), config, units)
+        return pickle.dumps((STATE_VERSION, *kept), protocol=5)
+
+    # --------------------------------------------------------------------------------------------------
+
+    def _due(self, now_us: int) -> Iterable[int]:
+        """The multiples of a step that can be judged now; after a gap only its end."""
+        reached_us = self._clock.advance(now_us)
+        if reached_us is None or not self._slots:
+            return ()
+        last_us = reached_us - reached_us % STEP_US
+        if self._judged_us is None or last_us - self._judged_us > GAP_US:
+            return (last_us,) if self._judged_us is None or last_us > self._judged_us else ()
+        return range(self._judged_us - self._judged_us % STEP_US + STEP_US, last_us + 1, STEP_US)
+
+    def _configure(
+        self, config: Mapping[str, ConfigModel], kept: Mapping[str, tuple[Any, set[tuple[str, int]]]] = _NOTHING
+    ) -> list[AlertEvent]:
+        """Builds what is new or changed, and closes what is no longer wanted. `kept`: units of before a restart."""
+        self._config = dict(config)
+        plans = {key: one for key, one in self._plan(config).items() if crc32(key.encode()) % EVALUATORS == self.number}
+        events: list[AlertEvent] = []
+        for key in [key for key in self._slots if key not in plans]:
+            events += self._slots.pop(key).unit.close(self._now_us(), _GONE)
+        for key, plan in plans.items():
+            slot = self._slots.get(key)
+            if slot is not None and slot.signature == plan.signature:
+                continue
+            state, changed = kept.get(key) or (slot.unit.snapshot() if slot else None, set())
+            unit = plan.build(state)
+            if slot is not None:
+                events += slot.unit.close(self._now_us(), _GONE, unit)
+            self._slots[key] = _Slot(plan.signature, unit, changed)
+        self._store.keep = _widest(slot.unit.keep for slot in self._slots.values())
+        return events
+
+    def _now_us(self) -> int:
+        return self._judged_us or self._clock.started_us
+
+    def _count(self, name: str, value: int = 1, service: str = "") -> None:
+        self._counters.add(service, "", name, value)
+
+    def _answer(self, events: list[AlertEvent], rows: dict[str, list[dict[str, Any]]], now_us: int) -> Findings:
+        for event in events:
+            if event.transition is Transition.ACTIVE:
+                self._count("alerts_created")
+            elif event.transition is Transition.REJECTED:
+                self._count("commands_rejected")
+        events, self._first = self._first + events, []
+        counters = None
+        if self._counters.changed and now_us >= self._counters_us:
+            self._counters_us = now_us + COUNTERS_US
+            counters = self._counters.rows(now_us)
+        return Findings(events, rows, counters)
+
+
+def _widest(keeps: Iterable[Mapping[str, Keep]]) -> dict[str, Keep]:
+    """What all of them need, and the lateness."""
+    widest: dict[str, Keep] = {}
+    for keep in keeps:
+        for metric, one in keep.items():
+            known = widest.get(metric, Keep(0))
+            widest[metric] = Keep(*map(max, known, one))
+    return {
+        metric: Keep(one.rows_us + LATENESS_US, one.sketches_us + LATENESS_US if one.sketches_us else 0)
+        for metric, one in widest.items()
+    }

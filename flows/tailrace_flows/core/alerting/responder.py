@@ -1,0 +1,106 @@
+"""What follows from alert events: notifications, and answers to commands that no evaluator knows what to do with.
+
+A plain state machine of one key; time is wall time, given by the caller.
+"""
+
+import pickle
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+from tailrace_schemas.alerts import AlertEvent, Command, CommandKind, Transition, event_id
+from tailrace_schemas.config import ConfigModel
+from tailrace_schemas.config.dispatch import DispatchConfig
+from tailrace_schemas.notifications import Notification
+
+from tailrace_flows.core.alerting.dispatch import Dispatcher
+
+__all__ = ["Responder", "Response"]
+
+UNANSWERED_US: Final = 2_000_000
+"""An evaluator answers a command about an alert that it knows, well within this time."""
+STATE_VERSION: Final = 1
+
+
+class Response(NamedTuple):
+    """What is to be sent."""
+
+    notifications: Sequence[Notification] = ()
+    events: Sequence[AlertEvent] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.notifications or self.events)
+
+
+class Responder:
+    """See the module.
+
+    Raises:
+        ValueError: the state was written by another version of this format.
+    """
+
+    def __init__(self, config: Mapping[str, ConfigModel], now_us: int, state: bytes | None = None) -> None:
+        self._config = dict(config)
+        self._waiting: dict[str, tuple[int, Command]] = {}
+        """Cause -> when it is answered here, and the command: nobody else has answered it so far."""
+        dispatcher = None
+        if state is not None:
+            version, dispatcher, self._waiting = pickle.loads(state)  # noqa: S301 - our own recovery state
+            if version != STATE_VERSION:
+                raise ValueError(
+                    f"the recovery state has format {version}, this Tailrace reads {STATE_VERSION}: "
+                    "drain with the version that wrote it, or start with a new recovery directory"
+                )
+        self._dispatcher = Dispatcher(DispatchConfig.of(self._config.values()), dispatcher, now_us)
+
+    def on_change(self, key: str, model: ConfigModel | None, now_us: int) -> Response:
+        """A record of the configuration changed; None: it was removed."""
+        if model is None:
+            self._config.pop(key, None)
+        else:
+            self._config[key] = model
+        self._dispatcher.on_config(DispatchConfig.of(self._config.values()), now_us)
+        return self.on_time(now_us)
+
+    def on_event(self, event: AlertEvent, now_us: int) -> Response:
+        """An event of the alerts topic."""
+        self._waiting.pop(event.cause, None)
+        self._dispatcher.on_event(event, now_us)
+        return self.on_time(now_us)
+
+    def on_command(self, command: Command, now_us: int) -> Response:
+        """A person's command: silences are carried out here, others are looked after."""
+        answer = self._dispatcher.on_command(command, now_us)
+        if answer is not None:
+            return self.on_time(now_us)._replace(events=[answer])
+        self._waiting[f"command:{command.id}"] = (now_us + UNANSWERED_US, command)
+        return self.on_time(now_us)
+
+    def on_time(self, now_us: int) -> Response:
+        """What is due."""
+        unanswered = [cause for cause, (due_us, _) in self._waiting.items() if due_us <= now_us]
+        events = [_unknown(cause, self._waiting.pop(cause)[1]) for cause in unanswered]
+        return Response(self._dispatcher.on_time(now_us), events)
+
+    def next_us(self) -> int | None:
+        """When `on_time` is wanted."""
+        due = [due_us for due_us, _ in self._waiting.values()]
+        if (of_dispatcher := self._dispatcher.next_us()) is not None:
+            due.append(of_dispatcher)
+        return min(due, default=None)
+
+    def snapshot(self) -> bytes:
+        """The state for recovery."""
+        return pickle.dumps((STATE_VERSION, self._dispatcher.snapshot(), self._waiting), protocol=5)
+
+
+def _unknown(cause: str, command: Command) -> AlertEvent:
+    assert command.kind not in (CommandKind.SILENCE, CommandKind.UNSILENCE)
+    return AlertEvent(
+        id=event_id(command.alert_id, Transition.REJECTED, cause),
+        transition=Transition.REJECTED,
+        time=command.time,
+        cause=cause,
+        sequence=0,
+        reason="no alert has this id, or it ended long ago",
+        alert=None,
+    )

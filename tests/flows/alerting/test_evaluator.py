@@ -1,0 +1,218 @@
+"""One key of the evaluation: cuts, crashes and repetitions do not change what comes of the same rows."""
+
+import pickle
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from zlib import crc32
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tailrace_flows.core.alerting.evaluator import EVALUATORS, Evaluator
+from tailrace_flows.core.alerting.units import plan
+from tailrace_flows.core.chunk import UNKNOWN_US
+from tailrace_schemas.alerts import AlertEvent, Command, CommandKind, Transition, time_of
+from tailrace_schemas.config import ConfigModel, load, record_of
+from tailrace_schemas.rows import WindowRows
+from tailrace_schemas.samples import Series
+
+from tests.flows.alerting.rows import Row, S, batch_of
+
+CPU = Series("cpu", "gauge", "1", (("host", "one"),))
+RULES = """
+groups:
+- name: host
+  rules:
+  - {alert: Busy, metric: cpu, aggregate: mean, by: [service], op: gt, threshold: 0.9, for: 10s}
+"""
+PLAN = partial(plan, ("rules", "slo", "health"))
+NUMBER = crc32(b"rule_group/host") % EVALUATORS
+WALL_US = 10_000 * S
+"""Wall time; the rows' times are unrelated, as in a backlog."""
+
+
+def config_of(text: str) -> dict[str, ConfigModel]:
+    return {record_of(item).key: item.model for item in load([("rules.yaml", text)]).items}
+
+
+def block(end_s: int, value: float, service: str = "web", *, closes: bool = True) -> WindowRows:
+    """The row of one window, and that the window is closed."""
+    watermark_us = end_s * S if closes else UNKNOWN_US
+    return WindowRows(service, "", 10, watermark_us, batch_of([Row(service, CPU, end_s, (value,))]))
+
+
+def history(values: Sequence[float], service: str = "web") -> list[WindowRows]:
+    return [block(10 * (number + 1), value, service) for number, value in enumerate(values)]
+
+
+class World:
+    """An evaluator that may crash: what came since its last snapshot comes again."""
+
+    def __init__(self, config: Mapping[str, ConfigModel] | None = None) -> None:
+        self.config = config_of(RULES) if config is None else dict(config)
+        self.now_us = WALL_US
+        self.evaluator = Evaluator(NUMBER, PLAN, self.config, self.now_us)
+        self.events: list[AlertEvent] = []
+        self._since: list[WindowRows] = []
+        self._state: bytes | None = None
+
+    def rows(self, blocks: Iterable[WindowRows]) -> None:
+        for one in blocks:
+            self._since.append(one)
+            self._take(one)
+
+    def _take(self, one: WindowRows) -> None:
+        self.now_us += 1000
+        self.events += self.evaluator.on_rows(one, self.now_us).events
+
+    def commit(self) -> None:
+        self._state = self.evaluator.snapshot()
+        self._since.clear()
+
+    def crash(self, config: Mapping[str, ConfigModel] | None = None) -> None:
+        if config is not None:
+            self.config = dict(config)
+        if self._state is None:
+            self.evaluator = Evaluator(NUMBER, PLAN, self.config, self.now_us)
+        else:
+            self.evaluator = Evaluator.restored(PLAN, self.config, self.now_us, self._state)
+        for one in self._since:
+            self._take(one)
+
+    def told(self) -> list[tuple[str, int]]:
+        """Transition and time of each event, once by its id."""
+        once = {one.id: one for one in self.events}
+        return [(one.transition.value, round(one.time.timestamp())) for one in once.values()]
+
+
+def test_each_window_is_judged_when_all_services_have_closed_it() -> None:
+    world = World()
+    web, shop = history([0.5, 0.95, 0.95, 0.95]), history([0.5] * 4, "shop")
+    world.rows([web[0], shop[0], *web[1:]])
+    assert world.told() == []
+    world.rows(shop[1:3])
+    assert world.told() == [("active", 30)]
+
+
+def test_the_first_rows_are_judged_from_their_first_window_on() -> None:
+    """As many windows as one message brings."""
+    rows = [Row("web", CPU, end_s, (0.95,)) for end_s in (20, 30, 40)]
+    world = World()
+    world.rows([WindowRows("web", "", 10, 40 * S, batch_of(rows))])
+    assert world.told() == [("active", 30)]
+
+
+def test_rows_before_the_message_that_closes_their_window_are_not_judged() -> None:
+    world = World()
+    world.rows([*history([0.95]), block(20, 0.95, closes=False)])
+    assert world.told() == []
+    world.rows([WindowRows("web", "", 10, 20 * S, batch_of([]))])
+    assert world.told() == [("active", 20)]
+
+
+def test_only_live_rows_of_10_s_count() -> None:
+    world = World()
+    good = history([0.5, 0.5, 0.5])
+    bad = [one._replace(stream="replay-1") for one in history([0.95] * 3)]
+    bad += [one._replace(window_seconds=60, watermark_us=UNKNOWN_US) for one in history([0.95] * 3)]
+    world.rows([*bad[:3], *good, *bad[3:]])
+    assert world.told() == []
+
+
+@given(
+    values=st.lists(st.sampled_from([0.5, 0.95]), min_size=1, max_size=25),
+    commits=st.sets(st.integers(0, 25)),
+    crashes=st.lists(st.integers(0, 25), max_size=4),
+    repeated=st.sets(st.integers(0, 25)),
+)
+@settings(max_examples=60, deadline=None)
+def test_crashes_and_repetitions_change_no_event(
+    values: list[float], commits: set[int], crashes: list[int], repeated: set[int]
+) -> None:
+    calm = World()
+    calm.rows(history(values))
+    world = World()
+    for number, one in enumerate(history(values)):
+        world.rows([one, one] if number in repeated else [one])
+        if number in commits:
+            world.commit()
+        for _ in range(crashes.count(number)):
+            world.crash()
+    assert world.told() == calm.told()
+    assert {one.id for one in world.events} == {one.id for one in calm.events}
+
+
+def test_what_is_active_is_told_again_after_a_restart() -> None:
+    world = World()
+    world.rows(history([0.95] * 4))
+    world.commit()
+    told = len(world.events)
+    world.crash()
+    world.rows([block(50, 0.95)])
+    assert [one.id for one in world.events[told:]] == [world.events[0].id]
+
+
+def test_a_gap_is_judged_once_at_its_end() -> None:
+    world = World()
+    world.rows([*history([0.95, 0.95]), block(5000, 0.95), block(5010, 0.95)])
+    counted = world.evaluator.on_time(world.now_us + 10 * S).counters.to_pylist()
+    evaluations = next(row["value"] for row in counted if row["name"] == "rule_evaluations")
+    assert evaluations == 4
+
+
+CHANGED = RULES.replace("threshold: 0.9,", "threshold: 0.8,")
+OTHER = RULES.replace("alert: Busy", "alert: Hot")
+
+
+@pytest.mark.parametrize("down", [False, True], ids=["running", "while it was down"])
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        pytest.param(CHANGED, [("active", 20)], id="a changed rule goes on with its alerts"),
+        pytest.param(OTHER, [("active", 20), ("resolved", 30), ("active", 50)], id="another rule begins anew"),
+        pytest.param("groups: []", [("active", 20), ("resolved", 30)], id="a group that is gone ends its alerts"),
+    ],
+)
+def test_a_change_of_the_configuration(config: str, expected: list[tuple[str, int]], down: bool) -> None:
+    world = World()
+    world.rows(history([0.95] * 3))
+    if down:
+        world.commit()
+        world.crash(config_of(config))
+        world.rows([])
+    else:
+        for key in {*world.config, *config_of(config)}:
+            world.events += world.evaluator.on_change(key, config_of(config).get(key), world.now_us).events
+    world.rows([block(40, 0.95), block(50, 0.95)])
+    assert world.told() == expected
+
+
+def test_commands_reach_their_alert_and_are_counted_where_they_cannot_be_done() -> None:
+    world = World()
+    world.rows(history([0.95, 0.95]))
+    (active,) = world.events
+    assert active.alert is not None
+
+    def command(name: str, alert: str) -> Sequence[AlertEvent]:
+        given_at = time_of(world.now_us)
+        one = Command(id=name, kind=CommandKind.ACKNOWLEDGE, alert_id=alert, time=given_at, author="ann")
+        return world.evaluator.on_command(one, world.now_us).events
+
+    assert command("c0", "nobody") == ()
+    assert [one.transition for one in command("c1", active.alert.id)] == [Transition.ACKNOWLEDGED]
+    assert [one.transition for one in command("c2", active.alert.id)] == [Transition.REJECTED]
+    counted = world.evaluator.on_time(world.now_us + 10 * S).counters.to_pylist()
+    counts = {row["name"]: row["value"] for row in counted}
+    assert (counts["alerts_created"], counts["commands_rejected"]) == (1, 1)
+
+
+def test_a_key_judges_what_is_its_own_alone() -> None:
+    others = [Evaluator(number, PLAN, config_of(RULES), WALL_US) for number in range(EVALUATORS) if number != NUMBER]
+    assert all(not other.units for other in others)
+    assert list(Evaluator(NUMBER, PLAN, config_of(RULES), WALL_US).units) == ["rule_group/host"]
+
+
+def test_a_state_of_another_format_is_refused() -> None:
+
+    with pytest.raises(ValueError, match="format 9"):
+        Evaluator(NUMBER, PLAN, {}, WALL_US, pickle.dumps((9,)))

@@ -1,0 +1,195 @@
+"""From samples to alert events, on real processes: the topic and ClickHouse tell the same, whatever is killed."""
+
+import json
+import random
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tailrace_flows.config_topic import publish
+from tailrace_infra.child import Child
+from tailrace_schemas.alerts import AlertEvent, Command, CommandKind, Transition, time_of
+from tailrace_schemas.clock import now_us
+from tailrace_schemas.cloudevents import command_message, read_event
+from tailrace_schemas.config import Record, load, record_of
+from tailrace_schemas.samples import Series, encode_batch, encode_series_table
+from tailrace_sinks.kafka import KafkaWriter
+
+from tests.infra.command import tailrace
+from tests.infra.waiting import eventually
+from tests.system.harness import Bench, bench
+
+S = 1_000_000
+ASIDE = (Transition.REJECTED, Transition.SILENCED, Transition.UNSILENCED)
+"""Events that leave an alert as it is."""
+CONFIG = """
+groups:
+- name: host
+  rules:
+  - alert: Busy
+    severity: error
+    metric: cpu
+    aggregate: mean
+    by: [service, host]
+    op: gt
+    threshold: 0.9
+    for: 20s
+    description: "{host} is at {value:.0%}"
+routing: {receiver: log, group_wait: 0s}
+receivers:
+- {name: log, webhook: {url: "http://127.0.0.1:9/"}}
+"""
+
+
+def records(text: str) -> list[Record]:
+    return [record_of(item) for item in load([("rules.yaml", text)]).items]
+
+
+def put_in_force(b: Bench, text: str) -> None:
+    publish(KafkaWriter(b.settings.kafka.client(), lambda: False), b.settings.kafka.topics.config, records(text))
+
+
+class Host:
+    """A host's gauge of 1 s; each call is one message."""
+
+    def __init__(self, b: Bench, start_us: int, name: str = "one") -> None:
+        self._bench, self._name = b, name
+        self.at_us = start_us
+        self._sequence = 0
+        self._producer = b.producer()
+
+    def busy(self, value: float, seconds: int) -> None:
+        """The value, once a second, for so long."""
+        table = encode_series_table([Series("cpu", "gauge", "1", (("host", self._name),))])
+        message = encode_batch(
+            service="web", producer_id=self._name, sequence=self._sequence, base_time_us=self.at_us, series_table=table,
+            series_index=bytes(4 * seconds),
+            time_offset_us=b"".join((second * S).to_bytes(4, "little") for second in range(seconds)),
+            value=struct.pack("<d", value) * seconds,
+        )  # fmt: skip
+        self._bench.send(self._producer, [("web", message)])
+        self.at_us += seconds * S
+        self._sequence += 1
+
+
+def events(b: Bench) -> list[AlertEvent]:
+    """Those on the topic, each once, in order."""
+    found: dict[str, AlertEvent] = {}
+    for message in b.read_topic(b.settings.kafka.topics.alerts):
+        event = read_event(message.value() or b"")
+        assert dict(message.headers() or [])["ce_id"].decode() == event.id
+        found.setdefault(event.id, event)
+    return sorted(found.values(), key=lambda one: (one.alert.id if one.alert else "", one.sequence))
+
+
+class People:
+    """Those who use the command."""
+
+    def __init__(self, b: Bench) -> None:
+        self._environment = b.environment
+
+    def say(self, *arguments: str) -> str:
+        """What `tailrace alerts ...` answers."""
+        done = tailrace("alerts", *arguments, environment=self._environment)
+        assert not done.stdout
+        return done.stderr.strip().removeprefix("tailrace: ")
+
+    def ask(self, *arguments: str) -> list[dict[str, Any]]:
+        """The rows that `tailrace alerts ...` shows."""
+        done = tailrace("alerts", *arguments, "--format", "json", environment=self._environment)
+        assert done.returncode == 0, done.stderr
+        rows: list[dict[str, Any]] = json.loads(done.stdout)
+        return rows
+
+
+def told(event: AlertEvent) -> tuple[str, int, str]:
+    assert event.alert is not None
+    return event.transition.value, round(event.time.timestamp()), event.alert.labels["host"]
+
+
+@contextmanager
+def flows(b: Bench, *names: str) -> Iterator[list[Child]]:
+    # Only event time closes windows: how fast this machine is makes no difference.
+    children = [b.start_flow(name, TAILRACE_WINDOWS__IDLE_S="600") for name in names]
+    try:
+        yield children
+    finally:
+        codes = [child.stop() for child in children]
+    assert codes == [0] * len(names), b.log()
+
+
+def test_an_alert_begins_is_acknowledged_and_ends(embedded_broker: str, clickhouse_url: str, tmp_path: Path) -> None:
+    with bench(embedded_broker, clickhouse_url, tmp_path, "alert", "snapshot") as b:
+        put_in_force(b, CONFIG)
+        start_us = (now_us() // (10 * S) - 6) * 10 * S
+        start = start_us // S
+        with flows(b, "windows", "alerts"):
+            host = Host(b, start_us)
+            host.busy(0.5, 20)
+            host.busy(0.95, 45)
+            (first,) = eventually(lambda: events(b), 60)
+            assert told(first) == ("active", start + 50, "one")  # the first bad window ends at 30, for 20 s
+            alert = first.alert
+            assert alert is not None
+            assert (alert.description, alert.timestamp) == ("one is at 95%", time_of(start_us + 30 * S))
+            people = People(b)
+            assert people.say("ack", alert.id[:6], "-m", "on it", "--author", "ann") == "acknowledged: Busy"
+            assert "ann acknowledged it" in people.say("ack", alert.id, "--author", "bob")
+            assert people.say("annotate", alert.id, "restarted it", "--action") == "annotated: Busy"
+            assert people.say("mark", alert.id) == "marked: Busy"
+            assert people.say("silence", alert.id, "--for", "2h") == "silenced: Busy"
+            assert people.say("silence", alert.id, "--end") == "unsilenced: Busy"
+            assert "no alert has an id" in people.say("ack", "nobody")
+            (shown,) = people.ask("list")
+            assert (shown["id"], shown["status"], shown["labels"]["host"]) == (alert.id, "acknowledged", "one")
+            writer = KafkaWriter(b.settings.kafka.client(), lambda: False)
+            unknown = Command(
+                id="c2", kind=CommandKind.RESOLVE, alert_id="nobody", time=time_of(now_us()), author="ann"
+            )
+            sent = command_message(unknown)
+            writer.write(b.settings.kafka.topics.commands, sent.key, sent.value, sent.headers)
+            writer.flush()
+            host.at_us = (now_us() // S - 15) * S  # the people took their time
+            host.busy(0.5, 30)
+            eventually(lambda: len(events(b)) == 9, 60)
+            assert people.ask("list") == []
+            told_of = [one["transition"] for one in people.ask("show", alert.id)]
+            assert sorted(told_of) == sorted(one.transition.value for one in events(b)[1:])
+        rejected, *rest = events(b)
+        assert (rejected.transition, rejected.alert) == (Transition.REJECTED, None)
+        assert "no alert has this id" in rejected.reason
+        changes = [one.transition.value for one in rest if one.transition not in ASIDE]
+        assert changes == ["active", "acknowledged", "annotated", "marked", "resolved"]
+        stored = b.clickhouse.query("SELECT event_id FROM alert_events").result_rows
+        assert {one for (one,) in stored} == {one.id for one in events(b)}
+        assert b.clickhouse.query("SELECT status, acknowledged_by FROM alerts").result_rows == [("resolved", "ann")]
+        notified = [json.loads(one.value() or b"") for one in b.read_topic(b.settings.kafka.topics.notifications)]
+        assert [one["reason"] for one in notified][:1] == ["first"]
+
+
+def test_kills_change_no_event(embedded_broker: str, clickhouse_url: str, tmp_path: Path) -> None:
+    """All flows, in one process, are killed while a host is busy and not, in turns."""
+    with bench(embedded_broker, clickhouse_url, tmp_path, "alert_kills", "snapshot") as b:
+        put_in_force(b, CONFIG.replace("for: 20s", "for: 10s"))
+        start_us = (now_us() // (10 * S) - 15) * 10 * S
+        rng = random.Random(5)
+        expected = []
+        host = Host(b, start_us)
+        for _ in range(5):
+            flow = b.start_flow("all", TAILRACE_WINDOWS__IDLE_S="600")
+            host.busy(0.5, 10)
+            expected.append(("active", host.at_us // S + 20, "one"))
+            host.busy(0.95, 20)
+            expected.append(("resolved", host.at_us // S + 10, "one"))
+            threading.Event().wait(rng.uniform(1, 4))
+            flow.process.kill()
+            flow.stop()
+        host.busy(0.5, 20)
+        with flows(b, "all"):
+            eventually(lambda: len(events(b)) == len(expected), 90)
+        assert sorted((told(one) for one in events(b)), key=lambda one: one[1]) == expected
+        stored = b.clickhouse.query("SELECT event_id FROM alert_events ORDER BY alert_id, sequence").result_rows
+        assert [one for (one,) in stored] == [one.id for one in events(b)]
