@@ -8,6 +8,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 from tailrace_flows.settings import Settings
+from tailrace_schemas.config import Config
 from tailrace_sinks.clickhouse import connect
 from tailrace_sinks.migrate import pending
 from urllib3.exceptions import HTTPError
@@ -15,7 +16,7 @@ from urllib3.exceptions import HTTPError
 from tailrace_infra.errors import reason
 from tailrace_infra.overview import LagReader, read_overview
 
-__all__ = ["Check", "run_checks", "status_rows"]
+__all__ = ["Check", "meanings", "run_checks", "status_rows"]
 
 KAFKA_TIMEOUT_S = 5.0
 
@@ -37,6 +38,15 @@ def run_checks(settings: Settings) -> list[Check]:
         _check("topics", lambda: _topics(settings)),
         _check("clickhouse", lambda: _clickhouse(settings)),
         _check("tables", lambda: _tables(settings)),
+    ]
+
+
+def meanings(config: Config) -> list[list[str]]:
+    """A row for each sentence that the configuration says: file and line, kind, name, sentence."""
+    return [
+        [f"{item.document.file}:{item.document.line(item.key)}", item.kind, item.name, sentence]
+        for item in config.items
+        for sentence in item.model.sentences() or [""]
     ]
 
 

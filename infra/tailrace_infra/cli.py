@@ -256,15 +256,31 @@ def topics(data_dir: DataDir = None, format: FormatOption = Format.TABLE) -> Non
 
 
 @app.command()
-def check(data_dir: DataDir = None, format: FormatOption = Format.TABLE) -> None:
-    """Check the settings, Kafka, its topics, ClickHouse and its tables. Exit code 1 if anything is wrong.
+def check(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(exists=True, dir_okay=False, help="YAML files to check, as one configuration, instead."),
+    ] = None,
+    data_dir: DataDir = None,
+    format: FormatOption = Format.TABLE,
+) -> None:
+    """Check the settings, Kafka, its topics, ClickHouse and its tables; or files, and say what they mean.
+
+    Files are alert rules, SLOs, routes and the rest of the configuration; nothing is asked of any server. Each error
+    names file, line and key. Exit code 1 if anything is wrong.
 
     Examples:
 
         tailrace check
-    """
-    from tailrace_infra.check import run_checks
 
+        tailrace check rules.yaml slos.yaml
+    """
+    from tailrace_infra.check import meanings, run_checks
+    from tailrace_infra.config_command import load_files
+
+    if files:
+        write_rows(["place", "kind", "name", "meaning"], meanings(load_files(files)), format)
+        return
     results = run_checks(resolved_settings(data_dir))
     write_rows(["check", "ok", "detail"], [[one.name, one.ok, one.detail] for one in results], format)
     if not all(one.ok for one in results):

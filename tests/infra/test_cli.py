@@ -110,6 +110,24 @@ def test_check_says_what_to_do_and_is_exit_code_1() -> None:
     assert not done.stderr
 
 
+def test_check_of_files_says_what_they_mean_or_what_is_wrong_where(tmp_path: Path) -> None:
+    rule = "- alert: Busy\n  metric: cpu\n  aggregate: mean\n  op: gt\n  threshold: 0.9\n"
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    good.write_text("groups:\n- name: a\n  rules:\n  " + rule.replace("\n", "\n  "))
+    bad.write_text("groups:\n- name: b\n  rules:\n  " + rule.replace("\n", "\n  ").replace("gt", "above"))
+    assert json_of("check", str(good)) == [
+        {
+            "place": f"{good}:2", "kind": "rule_group", "name": "a",
+            "meaning": "a/Busy (warning) fires when the mean of cpu over 10s is above 0.9; "
+            "without data it stays as it is.",
+        }
+    ]  # fmt: skip
+    done = tailrace("check", str(good), str(bad), environment=NOWHERE)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"{bad}:7: groups[0].rules[0].op: must be one of 'gt', 'gte'" in done.stderr
+    assert tailrace("check", str(tmp_path / "none.yaml")).returncode == 2
+
+
 @pytest.mark.parametrize("command", [["sql", "SELECT 1"], ["migrate"], ["status"], ["topics"]])
 def test_servers_that_are_away_are_named_in_one_line(command: list[str]) -> None:
     done = tailrace(*command, environment=NOWHERE)

@@ -93,10 +93,13 @@ class Aggregate(NamedTuple):
                 side = self.how.removeprefix("fraction_")
                 return f"the share of {metric} {side} {self.argument:g} {over}"
             case How.PREDICT_LINEAR:
-                return f"{metric} in {duration_text(self.argument)}, by its line {over},"
+                return f"what {metric} will be in {duration_text(self.argument)}, by its trend {over}"
             case How.RATE:
                 return f"the rate of {metric} per second {over}"
-        return f"the {self} of {metric} {over}"
+            case How.COUNT:
+                return f"the number of samples of {metric} {over}"
+        word = {How.MIN: "least", How.MAX: "greatest", How.LAST: "last value"}.get(self.how, str(self))
+        return f"the {word} of {metric} {over}"
 
 
 def _aggregate(value: object) -> object:

@@ -15,7 +15,7 @@ from tailrace_schemas.config.base import ConfigModel, Duration, Name, duration_t
 from tailrace_schemas.config.expression import Expression
 from tailrace_schemas.config.matcher import Label, Where, matchers_of
 
-__all__ = ["Condition", "NoData", "Query", "Rule", "RuleGroup"]
+__all__ = ["Condition", "NoData", "Query", "Rule", "RuleGroup", "RuleOperator"]
 
 STEP_S: Final = 10
 """Rules see windows of 10 s: windows and intervals are multiples of it."""
@@ -47,6 +47,18 @@ def _parses(text: str) -> str:
 
 ExpressionText = Annotated[str, AfterValidator(_parses)]
 MetricName = Annotated[str, Field(min_length=1, max_length=300)]
+
+
+class RuleOperator(StrEnum):
+    """How a rule compares: as `Operator`; or not at all, if it is about there being no data."""
+
+    GT = "gt"
+    GTE = "gte"
+    LT = "lt"
+    LTE = "lte"
+    EQ = "eq"
+    NE = "ne"
+    ABSENT = "absent"
 
 
 class NoData(StrEnum):
@@ -100,7 +112,7 @@ class Rule(ConfigModel):
     window_s: Window = Field(default=STEP_S, alias="window")
     where: Where = Field(default_factory=dict)
     by: tuple[Label, ...] = ()
-    op: Operator | Literal["absent"]
+    op: RuleOperator
     threshold: float | None = None
     clear_threshold: float | None = None
     also: tuple[Condition, ...] = Field(default=(), alias="and")
@@ -116,7 +128,7 @@ class Rule(ConfigModel):
             raise wrong("give one `metric`, or several `queries` and a `value`, not both", "queries")
         if len(set(self.by)) < len(self.by):
             raise wrong("names a label twice", "by")
-        if self.op == "absent":
+        if self.comparison is None:
             self._check_absent()
         else:
             self._check_comparison()
@@ -174,32 +186,37 @@ class Rule(ConfigModel):
         clear, threshold = self.clear_threshold, self.threshold
         if clear is None or threshold is None:
             return
-        if self.op in (Operator.EQ, Operator.NE):
+        if self.comparison in (Operator.EQ, Operator.NE):
             raise wrong(f"has no meaning with `op: {self.op}`", "clear_threshold")
-        above = self.op in (Operator.GT, Operator.GTE)
+        above = self.comparison in (Operator.GT, Operator.GTE)
         if clear == threshold or (clear > threshold) == above:
             side = "below" if above else "above"
             raise wrong(f"must be {side} `threshold`, which is {threshold:g}: the alert ends there", "clear_threshold")
 
     def _check_reachable(self) -> None:
-        expression = self.expression()
+        expression, op = self.expression(), self.comparison
         assert self.threshold is not None
-        assert self.op != "absent"
+        assert op is not None
         if not expression.names:
             try:
                 value = expression.evaluate({})
             except ZeroDivisionError:
                 raise wrong("divides by zero", "value") from None
-            if not _holds(self.op, value, self.threshold):
-                raise wrong(f"never fires: {value:g} is not {_WORDS[self.op]} {self.threshold:g}", "value")
+            if not _holds(op, value, self.threshold):
+                raise wrong(f"never fires: {value:g} is not {_WORDS[op]} {self.threshold:g}", "value")
             return
         if not expression.is_name:
             return
         low, high = _range(self.all_queries()[expression.names[0]])
-        if not _reachable(self.op, self.threshold, low, high):
+        if not _reachable(op, self.threshold, low, high):
             raise wrong(f"never fires: the value lies in {low:g}..{high:g}", "threshold")
-        if _certain(self.op, self.threshold, low, high):
+        if _certain(op, self.threshold, low, high):
             raise wrong(f"always fires: the value lies in {low:g}..{high:g}", "threshold")
+
+    @property
+    def comparison(self) -> Operator | None:
+        """How the value is compared; None: the rule is about absence."""
+        return None if self.op is RuleOperator.ABSENT else Operator(self.op)
 
     # -- what follows from it ------------------------------------------------------------------------
 
@@ -222,11 +239,10 @@ class Rule(ConfigModel):
         parts = [f"{self.alert} ({self.severity}) fires when {self._subject()}"]
         if self.by:
             parts.append(f", for each {_and(self.by)},")
-        if self.op == "absent":
+        if self.comparison is None:
             parts.append(f" has no data over {duration_text(self.window_s)}")
         else:
-            assert self.threshold is not None
-            parts.append(f" is {_WORDS[self.op]} {self.threshold:g}")
+            parts.append(f" is {_WORDS[self.comparison]} {self.threshold:g}")
         parts += [f" and {one.value} is {_WORDS[one.op]} {one.threshold:g}" for one in self.also]
         if self.for_s:
             parts.append(f" for {duration_text(self.for_s)}")
@@ -249,12 +265,11 @@ class Rule(ConfigModel):
 
     def _endings(self) -> list[str]:
         found = []
-        if self.clear_threshold is not None:
-            assert self.op != "absent"
-            found.append(f"it ends when the value is not {_WORDS[self.op]} {self.clear_threshold:g}")
+        if self.clear_threshold is not None and self.comparison is not None:
+            found.append(f"it ends when the value is not {_WORDS[self.comparison]} {self.clear_threshold:g}")
         if self.keep_firing_for_s:
             found.append(f"it stays for {duration_text(self.keep_firing_for_s)} after its condition ended")
-        if self.op != "absent" and self.all_queries():
+        if self.comparison is not None and self.all_queries():
             said = {
                 NoData.KEEP: "without data it stays as it is",
                 NoData.OK: "without data it ends",

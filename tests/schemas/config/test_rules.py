@@ -127,7 +127,7 @@ MEANINGS = {
     "metric: up, op: absent, window: 1m, where: {service: web}": "R (warning) fires when up where service is web has no "
         "data over 1m.",
     "metric: free, aggregate: predict_linear(4d), window: 6h, op: lt, threshold: 0":
-        "R (warning) fires when free in 4d, by its line over 6h, is below 0; without data it stays as it is.",
+        "R (warning) fires when what free will be in 4d, by its trend over 6h is below 0; without data it stays as it is.",
     "metric: lat, aggregate: fraction_above(0.3), window: 5m, op: gt, threshold: 0.1":
         "R (warning) fires when the share of lat above 0.3 over 5m is above 0.1; without data it stays as it is.",
     "value: '1', op: gt, threshold: 0": "R (warning) fires when 1 is above 0.",

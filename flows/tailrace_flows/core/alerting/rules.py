@@ -77,12 +77,12 @@ class Comparison:
     """The comparison part of a rule: for each label set a value, and which conditions hold."""
 
     def __init__(self, rule: Rule, by: tuple[str, ...], known_us: int) -> None:
-        assert rule.op != "absent"
+        assert rule.comparison is not None
         assert rule.threshold is not None
         self._queries = {name: _Query(query, rule, by) for name, query in rule.all_queries().items()}
         self._known_us = known_us
         self._expression = rule.expression()
-        self._compare, self._threshold, self._clear = _COMPARE[rule.op], rule.threshold, rule.clear_threshold
+        self._compare, self._threshold, self._clear = _COMPARE[rule.comparison], rule.threshold, rule.clear_threshold
         self._also = [(Expression(one.value), _COMPARE[one.op], one.threshold) for one in rule.also]
         self._joined: tuple[tuple[LabelSets, ...], LabelSets, list[NDArray[np.int64]]] | None = None
 
@@ -165,9 +165,9 @@ class AlertRule:
         )
         self._by = tuple(sorted({*rule.by, *dict(self._fixed)}))
         self._grouped = bool(set(rule.by) - set(dict(self._fixed)))
-        self._comparison = None if rule.op == "absent" else Comparison(rule, self._by, known_us)
+        self._comparison = None if rule.comparison is None else Comparison(rule, self._by, known_us)
         self._absence = None
-        if rule.op == "absent":
+        if rule.comparison is None:
             kinds = frozenset(KINDS) if rule.kind is None else frozenset({rule.kind})
             assert rule.metric is not None
             self._absence = Selector(rule.metric, matchers_of(rule.where), self._by, kinds)
@@ -277,9 +277,9 @@ def spec_of(group: RuleGroup, rule: Rule) -> AlertSpec:
     queries = rule.all_queries()
     names = rule.expression().names
     threshold = None
-    if rule.op != "absent":
+    if rule.comparison is not None:
         assert rule.threshold is not None
-        threshold = Threshold(operator=rule.op, value=rule.threshold, duration=rule.for_s)
+        threshold = Threshold(operator=rule.comparison, value=rule.threshold, duration=rule.for_s)
     return AlertSpec(
         name=rule.alert,
         source=f"{group.name}/{rule.alert}",
