@@ -182,6 +182,7 @@ def test_recording_never_raises_and_counts_what_it_cannot_send(embedded_broker: 
         counter.add(-1)
         gauge.set(1, time_us=-5)
         gauge.set(1, time_us="now")  # type: ignore[arg-type]
+        gauge.bind().set(1, object())  # type: ignore[arg-type]
         many = {f"k{number}": "v" for number in range(129)}
         for attributes in ([1], {"": "x"}, {1: "x"}, {"k" * 1025: "x"}, {"k": Careless()}, many):
             gauge.set(1, attributes)  # type: ignore[arg-type]
@@ -190,7 +191,7 @@ def test_recording_never_raises_and_counts_what_it_cannot_send(embedded_broker: 
             shop.event("e", attributes)  # type: ignore[arg-type]
         shop.event("")
         shop.event(None)  # type: ignore[arg-type]
-        invalid = 2 * len(bad) + 3 + 4 * 6 + 2
+        invalid = 2 * len(bad) + 4 + 4 * 6 + 2
         gauge.set(1, {"list": [1, 2], "text": "x" * 5000}, T0)
         gauge.set(2, {"list": [1, 2], "text": "x" * 5000}, T0)
         assert shop.flush(10)
@@ -331,9 +332,14 @@ def test_a_timer_times_blocks_functions_and_coroutines(embedded_broker: str, mon
             await asyncio.sleep(0)
             return value + 2
 
+        async def awaited() -> None:
+            async with timer.time(job="async block"):
+                await asyncio.sleep(0)
+
         monkeypatch.setattr(instruments, "monotonic_ns", lambda: next(ticks))
         with timer.time({"job": "block"}):
             pass
+        asyncio.run(awaited())
         with pytest.raises(ZeroDivisionError), timer.time(job="failed"):
             1 / 0  # noqa: B018
         assert function(1) == 2
@@ -345,7 +351,14 @@ def test_a_timer_times_blocks_functions_and_coroutines(embedded_broker: str, mon
         (s.series.attributes[0][1], s.value) for r in read_topic(embedded_broker) for s in samples_of(r.batch)
     )
     assert found == Counter(
-        {("block", 3.0): 1, ("failed", 3.0): 1, ("function", 3.0): 1, ("coroutine", 3.0): 1, ("by hand", 9.0): 1}
+        {
+            ("block", 3.0): 1,
+            ("failed", 3.0): 1,
+            ("function", 3.0): 1,
+            ("coroutine", 3.0): 1,
+            ("by hand", 9.0): 1,
+            ("async block", 3.0): 1,
+        }
     )
 
 
@@ -409,6 +422,27 @@ shop.close()
     assert sorted(values.values()) == [[1.0, 2.0], [10.0, 1.0], [11.0, 1.0], [12.0, 1.0]]
     sequences = Counter((read.batch.producer_id, read.batch.sequence) for read in reads)
     assert set(sequences.values()) == {1}
+
+
+def test_what_is_observed_is_observed_in_a_forked_child_too(embedded_broker: str) -> None:
+    parent, child = run_python(
+        """
+import os, sys, warnings
+from tailrace_producers import Telemetry
+warnings.simplefilter("ignore", DeprecationWarning)
+shop = Telemetry("shop", bootstrap_servers=sys.argv[1])
+shop.gauge("pid").observe(os.getpid)
+pid = os.fork()
+shop.close()
+if pid == 0:
+    os._exit(0)
+os.waitpid(pid, 0)
+sys.stdout.write(f"{os.getpid()} {pid}")
+""",
+        embedded_broker,
+    ).split()
+    found = {one.value for read in read_topic(embedded_broker) for one in samples_of(read.batch)}
+    assert found == {float(parent), float(child)}
 
 
 def test_the_import_is_light() -> None:

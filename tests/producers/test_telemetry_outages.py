@@ -1,6 +1,8 @@
 """A broker that is absent, lost, hanging and back again before a real `Telemetry`: every sample is accounted for."""
 
 import random
+import subprocess
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
@@ -90,6 +92,31 @@ def test_a_broker_that_hangs_holds_up_neither_recording_nor_close(proxy: Proxy, 
     assert (stats.recorded, stats.held) == (300_001, 0)
     assert stats.delivered + stats.dropped["queue_full"] + stats.dropped["shutdown"] == 300_001
     assert stats.dropped["queue_full"] >= 300_000 - 200_000 - CHUNK_SAMPLES
+
+
+ENDS = """
+import sys
+from tailrace_producers import Telemetry
+shop = Telemetry("shop", bootstrap_servers=sys.argv[1])
+shop.counter("c").add()
+assert shop.flush(20)
+print("sent", flush=True)
+sys.stdin.readline()
+shop.counter("c").add()
+shop.close(0.2)
+print(shop.stats.dropped)
+"""
+
+
+def test_a_process_ends_while_the_broker_hangs(proxy: Proxy) -> None:
+    command = [sys.executable, "-W", "error", "-c", ENDS, proxy.address]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "sent\n"
+        proxy.mode = Mode.HANG
+        output, _ = process.communicate("go on\n", timeout=60)
+    assert (process.returncode, output) == (0, "{'shutdown': 1}\n")
 
 
 def test_the_flow_can_prove_what_was_dropped(
