@@ -91,10 +91,12 @@ def run(
     process: int = 0,
     addresses: list[str] | None = None,
     duration_s: float | None = None,
+    ready: Callable[[], object] = lambda: None,
 ) -> None:
     """Runs the dataflow that `build` gives until SIGTERM, SIGINT or `duration_s`, then drains. Main thread only.
 
     The caller holds the `lock` of the recovery directory. With `addresses`, this is one process of a cluster.
+    `ready` is called as soon as signals lead to a clean end.
 
     Raises:
         whatever the dataflow raised.
@@ -110,6 +112,7 @@ def run(
     # Never restored: a second signal while the process ends must not turn a clean end into a killed one.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, begin_stop)
+    ready()
     failure: list[BaseException] = []
 
     def hurry() -> bool:

@@ -16,7 +16,7 @@ from urllib3.exceptions import HTTPError
 from tailrace_infra.errors import reason
 from tailrace_infra.overview import LagReader, read_overview
 
-__all__ = ["Check", "meanings", "run_checks", "status_rows"]
+__all__ = ["Check", "check_kafka", "meanings", "run_checks", "status_rows"]
 
 KAFKA_TIMEOUT_S = 5.0
 
@@ -34,7 +34,7 @@ def run_checks(settings: Settings) -> list[Check]:
     """Looks at everything a flow needs; nothing is changed."""
     return [
         _check("settings", lambda: _settings(settings)),
-        _check("kafka", lambda: _kafka(settings)),
+        check_kafka(settings),
         _check("topics", lambda: _topics(settings)),
         _check("clickhouse", lambda: _clickhouse(settings)),
         _check("tables", lambda: _tables(settings)),
@@ -48,6 +48,11 @@ def meanings(config: Config) -> list[list[str]]:
         for item in config.items
         for sentence in item.model.sentences() or [""]
     ]
+
+
+def check_kafka(settings: Settings) -> Check:
+    """Whether Kafka answers, within `KAFKA_TIMEOUT_S`."""
+    return _check("kafka", lambda: _kafka(settings))
 
 
 def _check(name: str, look: Callable[[], str]) -> Check:

@@ -350,14 +350,19 @@ def _kafka(action: Callable[[], Result]) -> Result:
         fail(str(error))
 
 
-def run_app() -> None:
-    """The command, with logging set up."""
+def complete_app() -> typer.Typer:
+    """The command with the parts that have modules of their own."""
     from tailrace_infra import alerts_command, config_command, health_command, io_command, replay_command
 
-    configure_logging()
     for module in (replay_command, config_command, alerts_command, health_command, io_command):
         module.register(app)
-    app()
+    return app
+
+
+def run_app() -> None:
+    """The command, with logging set up."""
+    configure_logging()
+    complete_app()()
 
 
 if __name__ == "__main__":

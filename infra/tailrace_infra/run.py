@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from importlib import import_module
 from typing import Final
 
@@ -22,6 +23,7 @@ from tailrace_sinks.clickhouse import WriteRejectedError, connect
 from tailrace_sinks.rollup import rollup
 from urllib3.exceptions import HTTPError
 
+from tailrace_infra.check import check_kafka
 from tailrace_infra.child import Child, ChildError, announce_ready, exit_with_parent, start_child
 from tailrace_infra.logs import configure_logging
 from tailrace_infra.signals import StopSignal
@@ -48,22 +50,37 @@ class FlowError(Exception):
     """The flow ended by itself: the message says why, for people."""
 
 
-def run_flow(flow: str, settings: Settings, processes: int = 1, duration_s: float | None = None) -> None:
+def run_flow(
+    flow: str,
+    settings: Settings,
+    processes: int = 1,
+    duration_s: float | None = None,
+    ready: Callable[[], object] = lambda: None,
+) -> None:
     """Runs one of FLOWS until SIGTERM, SIGINT or `duration_s`. Main thread only.
 
     Raises:
         LockedError: another instance uses the recovery directory.
-        FlowError: the flow failed.
+        FlowError: the flow failed, or Kafka does not answer.
     """
+    # Here, because the engine would take half a minute to notice, and put a panic of its own before our message.
+    found = check_kafka(settings)
+    if not found.ok:
+        raise FlowError(found.detail)
     with runner.lock(settings.recovery.directory / flow):
         if processes == 1:
-            _run_here(flow, settings, 0, None, duration_s)
+            _run_here(flow, settings, 0, None, duration_s, ready)
         else:
             _run_cluster(flow, processes, duration_s)
 
 
 def _run_here(
-    flow: str, settings: Settings, process: int, addresses: list[str] | None, duration_s: float | None
+    flow: str,
+    settings: Settings,
+    process: int,
+    addresses: list[str] | None,
+    duration_s: float | None,
+    ready: Callable[[], object],
 ) -> None:
     build = import_module(f"tailrace_flows.{flow}").build_flow
     if process == 0 and flow in ("windows", "all"):
@@ -71,7 +88,7 @@ def _run_here(
     try:
         runner.run(
             settings, build, settings.recovery.directory / flow, process=process, addresses=addresses,
-            duration_s=duration_s,
+            duration_s=duration_s, ready=ready,
         )  # fmt: skip
     except Exception as error:
         raise FlowError(explain(error, settings)) from error
@@ -155,12 +172,15 @@ def main() -> None:
     configure_logging()
     exit_with_parent()
     settings = Settings()
-    announce_ready(recovery=str((settings.recovery.directory / options.flow).resolve()))
+
+    def ready() -> None:
+        announce_ready(recovery=str((settings.recovery.directory / options.flow).resolve()))
+
     try:
         if options.addresses:
-            _run_here(options.flow, settings, options.process, options.addresses.split(","), options.duration)
+            _run_here(options.flow, settings, options.process, options.addresses.split(","), options.duration, ready)
         else:
-            run_flow(options.flow, settings, duration_s=options.duration)
+            run_flow(options.flow, settings, duration_s=options.duration, ready=ready)
     except (FlowError, runner.LockedError) as error:
         log.error("%s", error)
         sys.exit(1)

@@ -1,6 +1,7 @@
 """`tailrace up`: the embedded stack, the agent on this host, and the live view."""
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 SCREEN_S = 2.0
 LINE_S = 10.0
+RATE_S = 10.0
+"""What the rate is taken over, at least: the agent sends every few seconds."""
 CATCH_UP_S = 10.0
 CATCH_UP_POLL_S = 0.2
 DEATH_S = 1.0
@@ -94,7 +97,7 @@ def _watch(stack: Stack, stop: StopSignal, duration_s: float | None, console: Co
     until_s = None if duration_s is None else monotonic_s() + duration_s
     period_s = SCREEN_S if console.is_terminal else LINE_S
     with _figures(stack) as read, Live(console=console, auto_refresh=False, transient=False) as live:
-        last: tuple[float, int] | None = None
+        past: deque[tuple[float, int]] = deque()
         while until_s is None or monotonic_s() < until_s:
             remaining_s = period_s if until_s is None else min(period_s, until_s - monotonic_s())
             if stop.wait(remaining_s, stack.ends()):
@@ -106,8 +109,10 @@ def _watch(stack: Stack, stop: StopSignal, duration_s: float | None, console: Co
             if overview is None:
                 continue
             now_s, samples = monotonic_s(), overview.counters.get("samples", 0)
-            rate = (samples - last[1]) / (now_s - last[0]) if last else 0.0
-            last = now_s, samples
+            past.append((now_s, samples))
+            while len(past) > 2 and now_s - past[1][0] >= RATE_S:
+                past.popleft()
+            rate = (samples - past[0][1]) / (now_s - past[0][0]) if len(past) > 1 else 0.0
             if console.is_terminal:
                 live.update(screen(overview, rate, stack.endpoints.clickhouse_url, console.height), refresh=True)
             else:

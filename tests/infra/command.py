@@ -20,7 +20,7 @@ from tests.infra.waiting import eventually, gone
 
 __all__ = ["Up", "embedded", "tailrace", "up"]
 
-COMMAND = [sys.executable, "-m", "tailrace_infra.cli"]
+COMMAND = [sys.executable, "-c", "from tailrace_infra.entry import main; main()"]  # as the installed script does
 
 
 def tailrace(
@@ -56,7 +56,8 @@ class Up:
         found = {}
         for child in psutil.Process(self.process.pid).children():
             command = child.cmdline()
-            found[command[command.index("-m") + 1].rsplit(".", 1)[-1]] = child
+            if "-m" in command:  # else it is not yet what it will be, but a copy of its parent
+                found[command[command.index("-m") + 1].rsplit(".", 1)[-1]] = child
         return found
 
     def all_parts(self) -> dict[str, psutil.Process]:
@@ -75,7 +76,7 @@ class Up:
         """As `kill` does, or as a terminal does: to the whole process group."""
         (os.killpg if group else os.kill)(self.process.pid, number)
 
-    def wait(self, timeout_s: float = 40.0) -> int:
+    def wait(self, timeout_s: float = 90.0) -> int:
         return self.process.wait(timeout_s)
 
     def output(self) -> str:
@@ -99,7 +100,7 @@ def up(data_dir: Path, *arguments: str, **environment: str) -> Iterator[Up]:
             parts = psutil.Process(process.pid).children(recursive=True)
             process.send_signal(signal.SIGKILL)
             process.wait()
-            eventually(lambda: all(gone(part.pid) for part in parts), 15)
+            eventually(lambda: all(gone(part.pid) for part in parts), 60)
         left = {child.pid for child in psutil.Process().children(recursive=True)} - before
         assert not [pid for pid in left if not gone(pid)]
 

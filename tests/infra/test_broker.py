@@ -108,7 +108,7 @@ def test_as_a_process_it_serves_until_a_signal(signal_number: int) -> None:
         assert int(port) > 0
         produce(child.ready["bootstrap_servers"], "t", [b"a"])
         child.process.send_signal(signal_number)
-        assert child.process.wait(5) == 0
+        assert child.process.wait(60) == 0
     finally:
         child.stop()
 

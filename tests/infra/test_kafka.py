@@ -68,7 +68,7 @@ def test_produce_and_consume(kafka: str) -> None:
     assert producer.flush(10) == 0
     consumer = Consumer({"bootstrap.servers": kafka, "group.id": "g", "auto.offset.reset": "earliest"})
     consumer.subscribe([topics.samples])
-    message = eventually(lambda: consumer.poll(0.1), 20)
+    message = eventually(lambda: consumer.poll(0.1), 60)
     assert (message.key(), message.value()) == (b"key", b"value")
     consumer.close()
 

@@ -26,7 +26,7 @@ FROM windows WHERE kind = 'gauge' AND service = 'host' GROUP BY metric, mount
 def test_what_the_agent_collects_is_stored_and_is_what_psutil_reads(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
     cpu, memory = [], []
-    with up(data_dir, "--duration", "20") as running:
+    with up(data_dir, "--duration", "12") as running:
         running.endpoints()
         psutil.cpu_percent()
         while running.process.poll() is None:
@@ -37,7 +37,7 @@ def test_what_the_agent_collects_is_stored_and_is_what_psutil_reads(tmp_path: Pa
                 memory.append(psutil.virtual_memory().percent / 100)
         disk = psutil.disk_usage("/").percent / 100
         assert running.wait() == 0, running.output()
-        assert len(re.findall(r"samples=\d+ rate=", running.output())) in (2, 3), "a line every 10 s"
+        assert len(re.findall(r"samples=\d+ rate=", running.output())) in (1, 2), "a line every 10 s"
     log = (data_dir / "logs" / "agent.log").read_text()
     recorded, dropped = re.search(r"recorded=(\d+), .*dropped=(\{.*?\})", log).groups()  # type: ignore[union-attr]
     assert dropped == "{}"
@@ -53,23 +53,33 @@ def test_what_the_agent_collects_is_stored_and_is_what_psutil_reads(tmp_path: Pa
     assert busiest["least"] - 0.35 <= sum(cpu) / len(cpu) <= busiest["most"] + 0.35
 
 
-@pytest.mark.parametrize("group", [True, False], ids=["terminal", "kill"])
-def test_ctrl_c_at_any_moment_leaves_nothing_running(tmp_path: Path, group: bool) -> None:
+@pytest.mark.parametrize(
+    ("marker", "number", "group"),
+    [
+        # While modules are loaded: Python's own answer to the signal is as good.
+        ("", signal.SIGINT, True),
+        ("ClickHouse", signal.SIGINT, True),
+        ("ClickHouse", signal.SIGTERM, False),
+        ("flow is starting", signal.SIGINT, True),
+        ("try:", signal.SIGTERM, False),
+        # And SIGINT to the group when everything runs: in the next test.
+    ],
+)
+def test_ctrl_c_and_sigterm_at_any_moment_leave_nothing_running(
+    tmp_path: Path, marker: str, number: int, group: bool
+) -> None:
     data_dir = tmp_path / "data"
-    # While modules are loaded, while ClickHouse opens, while the flow starts, and when everything runs.
-    for marker in ("", "ClickHouse", "flow is starting", "try:"):
-        with up(data_dir) as running:
-            eventually(lambda marker=marker, running=running: marker in running.output(), 60)  # type: ignore[misc]
-            if marker != "try:" or group:
-                running.signal(signal.SIGINT, group=group)
-            else:
-                running.signal(signal.SIGTERM)
-            code = running.wait()
-            assert "Traceback" not in running.output()
-            # Before the command has begun Python's own answer to the signal is as good.
-            assert code in ((0, 130, 1, -signal.SIGINT) if not marker else (0,)), running.output()
-        assert not (data_dir / "run.json").exists()
-        (tmp_path / "data.out").unlink()
+    with up(data_dir) as running:
+        if marker:
+            eventually(lambda: marker in running.output(), 60)
+        else:
+            process = psutil.Process(running.process.pid)
+            eventually(lambda: process.cpu_times().user > 0.2)
+        running.signal(number, group=group)
+        code = running.wait()
+        assert "Traceback" not in running.output()
+        assert code in ((0, 130, 1, -signal.SIGINT) if not marker else (0,)), running.output()
+    assert not (data_dir / "run.json").exists()
 
 
 def test_a_second_one_is_told_of_the_first_and_a_second_ctrl_c_hurries(tmp_path: Path) -> None:
@@ -80,7 +90,7 @@ def test_a_second_one_is_told_of_the_first_and_a_second_ctrl_c_hurries(tmp_path:
         assert f"is in use by process {running.process.pid}" in second.stderr
         assert len(second.stderr.splitlines()) == 1
         running.signal(signal.SIGINT, group=True)
-        eventually(lambda: "stopping" in running.output(), 20)
+        eventually(lambda: "stopping" in running.output(), 60)
         for _ in range(3):
             running.signal(signal.SIGINT, group=True)
         assert running.wait() == 0
@@ -107,7 +117,7 @@ def test_a_kill_of_the_parent_ends_the_parts_and_the_next_start_works_at_once(tm
 def test_a_part_that_dies_ends_it_with_its_name_and_log(tmp_path: Path, part: str) -> None:
     with up(tmp_path / "data") as running:
         running.all_parts()
-        eventually(lambda: "try:" in running.output(), 30)
+        eventually(lambda: "try:" in running.output(), 60)
         running.parts()[part].kill()
         assert running.wait() == 1
         name = "flow" if part == "run" else part

@@ -10,7 +10,7 @@ from tailrace_schemas.clock import monotonic_s
 T = TypeVar("T")
 
 
-def eventually(attempt: Callable[[], T], timeout_s: float = 10.0) -> T:
+def eventually(attempt: Callable[[], T], timeout_s: float = 60.0) -> T:
     """The first true answer; an assertion error when there is none in time."""
     deadline_s = monotonic_s() + timeout_s
     pause = threading.Event()

@@ -49,7 +49,7 @@ def assert_stored(b: Bench, made: Workload, **more: int) -> None:
     """Everything is counted once, and in the rows once; `more` counters than those of the workload."""
     expected = {**made.counters, **more}
     b.await_ended(made.counters["ended"], 90)
-    eventually(lambda: b.counters() == expected, 20)
+    eventually(lambda: b.counters() == expected, 60)
     assert_same(stored_rows(b.clickhouse, "windows"), expected_rows(made, 10))
     assert_same(stored_rows(b.clickhouse, "windows_1m"), expected_rows(made, 60))
 
@@ -76,14 +76,14 @@ def stop(flow: Child, number: int = signal.SIGTERM) -> float:
     began_s = monotonic_s()
     flow.process.send_signal(number)
     with suppress(subprocess.TimeoutExpired):
-        flow.process.wait(20)
+        flow.process.wait(60)
     took_s = monotonic_s() - began_s
     assert flow.stop() == 0
     return took_s
 
 
-STOP_S = 5.0 + 1.0
-"""A stop takes 5 s at most, and the slack of a loaded machine."""
+STOP_S = 2 * 5.0
+"""A stop takes 5 s at most, and as long again on a loaded machine; what waits for a dead server takes 30 s or more."""
 
 
 # -- ClickHouse -------------------------------------------------------------------------------------
@@ -105,9 +105,9 @@ def test_rows_are_exact_when_clickhouse_refuses_hangs_and_cuts_inserts_it_took(
             proxy.mode = mode
             if mode is Mode.REFUSE:
                 refused = b.log().count("not written, again")
-                eventually(lambda refused=refused: b.log().count("not written, again") >= refused + 4, 30)
+                eventually(lambda refused=refused: b.log().count("not written, again") >= refused + 4, 60)
             else:
-                eventually(lambda mode=mode: proxy.cuts >= 4 if mode is Mode.CUT else proxy.held, 30)
+                eventually(lambda mode=mode: proxy.cuts >= 4 if mode is Mode.CUT else proxy.held, 60)
             proxy.mode = Mode.PASS
         await_more_than(b, counted)
         assert_stored(b, made)
@@ -115,7 +115,7 @@ def test_rows_are_exact_when_clickhouse_refuses_hangs_and_cuts_inserts_it_took(
 
 def await_more_than(b: Bench, counted: int) -> int:
     """Until more samples are counted; how many."""
-    return eventually(lambda: (now := b.counters().get("samples", 0)) > counted and now, 30)
+    return eventually(lambda: (now := b.counters().get("samples", 0)) > counted and now, 60)
 
 
 def test_rows_are_exact_when_clickhouse_is_killed_and_started_again(embedded_broker: str, tmp_path: Path) -> None:
@@ -128,9 +128,9 @@ def test_rows_are_exact_when_clickhouse_is_killed_and_started_again(embedded_bro
             flow_of(b),
             b.sending(made.messages, 3),
         ):
-            eventually(lambda: b.counters().get("samples"), 30)
+            eventually(lambda: b.counters().get("samples"), 60)
             kill(server)
-            eventually(lambda: "not written, again" in b.log(), 30)
+            eventually(lambda: "not written, again" in b.log(), 60)
             server = start_clickhouse(tmp_path / "clickhouse", port)
             assert_stored(b, made)
     finally:
@@ -148,7 +148,7 @@ def test_a_stop_while_clickhouse_is_away_is_quick_and_loses_nothing(
         proxy.mode = mode
         b.send(producer, made.messages[:half])
         flow = b.start_flow(TAILRACE_CLICKHOUSE__URL=proxy.url)
-        eventually(lambda: "not written, again" in b.log() or proxy.held, 30)
+        eventually(lambda: "not written, again" in b.log() or proxy.held, 60)
         assert stop(flow) < STOP_S
         assert b.counters() == {}
         proxy.mode = Mode.PASS
@@ -173,7 +173,7 @@ def test_rows_are_exact_when_kafka_is_killed_and_started_again(
             flow_of(b),
             b.sending(made.messages, 4),
         ):
-            eventually(lambda: b.counters().get("samples"), 30)
+            eventually(lambda: b.counters().get("samples"), 60)
             os.kill(server.pid, signal.SIGKILL)
             eventually(lambda: kafka_server.status(tmp_path / "kafka") is None)
             server = kafka_server.start(tmp_path / "kafka", port)
@@ -214,13 +214,13 @@ def test_records_evicted_while_the_flow_was_stopped_are_counted_and_named(
     with bench(embedded_broker, clickhouse_url, tmp_path, "evicted", "snapshot") as b:
         flood(b, 0, 10)
         with flow_of(b):
-            eventually(lambda: b.counters().get("samples") == 10 * FLOOD_SAMPLES, 30)
+            eventually(lambda: b.counters().get("samples") == 10 * FLOOD_SAMPLES, 60)
         flood(b, 10, 150)
         low, high = bounds(b)
         assert 10 < low < high == 160
         gap, read = low - 10, (160 - low + 10) * FLOOD_SAMPLES
         with flow_of(b):
-            eventually(lambda: b.counters() == {"samples": read, "gap_records": gap, "missing_batches": gap}, 30)
+            eventually(lambda: b.counters() == {"samples": read, "gap_records": gap, "missing_batches": gap}, 60)
             assert f"no longer has offsets 10 to {low - 1}; going on at {low} ({gap} records are lost" in b.log()
         assert stored_samples(b) == read
 
@@ -231,14 +231,14 @@ def test_records_evicted_before_a_slow_flow_has_read_them_are_counted(
     with bench(embedded_broker, clickhouse_url, tmp_path, "slow", "replay") as b:
         flood(b, 0, 10)
         with flow_of(b) as flow:
-            eventually(lambda: b.counters().get("samples") == 10 * FLOOD_SAMPLES, 30)
+            eventually(lambda: b.counters().get("samples") == 10 * FLOOD_SAMPLES, 60)
             flow.process.send_signal(signal.SIGSTOP)
             flood(b, 10, 150)
             flow.process.send_signal(signal.SIGCONT)
-            eventually(lambda: b.counters().get("gap_records", 0), 30)
+            eventually(lambda: b.counters().get("gap_records", 0), 60)
             flood(b, 160, 5)
             # What had been fetched before the eviction was read too: how much that is, only the flow can say.
-            eventually(lambda: b.committed() == 165, 30)
+            eventually(lambda: b.committed() == 165, 60)
             gap = eventually(lambda: b.counters().get("missing_batches", 0))
             counters = {"samples": (165 - gap) * FLOOD_SAMPLES, "gap_records": gap, "missing_batches": gap}
             eventually(lambda: b.counters() == counters)
@@ -254,8 +254,8 @@ def test_a_new_cluster_is_read_from_its_start_without_counting_twice(
     with bench(embedded_broker, clickhouse_url, tmp_path, prefix, "snapshot") as b:
         b.send(b.producer(), made.messages[:half])
         with flow_of(b):
-            eventually(lambda: b.counters().get("samples", 0) > 0, 30)
-            eventually(lambda: b.committed() == half, 30)
+            eventually(lambda: b.counters().get("samples", 0) > 0, 60)
+            eventually(lambda: b.committed() == half, 60)
     before = made_of(made.messages[:half])
     with serve_broker() as other, bench(other, clickhouse_url, tmp_path, prefix, "snapshot") as b:
         b.send(b.producer(), made.messages if mirrored else made.messages[half:])
@@ -325,7 +325,7 @@ def test_bad_and_late_samples_are_counted_once_although_the_flow_is_killed(
     with bench(embedded_broker, clickhouse_url, tmp_path, "spoilt", "replay") as b:
         with b.sending(messages, 5):
             flow = b.start_flow()
-            eventually(lambda: b.counters().get("samples", 0) > 5_000, 30)
+            eventually(lambda: b.counters().get("samples", 0) > 5_000, 60)
             kill(flow)
             with flow_of(b):
                 assert_stored(b, made, **more)
@@ -349,7 +349,7 @@ def test_wall_time_closes_the_windows_of_a_silent_service(
         # Before the flow starts, so that one poll brings them and the end of the partition.
         b.send(b.producer(), [("svc", batch_of([1.0, 2.0], first)), ("svc", batch_of([3.0], now_us()))])
         with flow_of(b, **settings):
-            eventually(lambda: stored_samples(b) == 2, 20)
+            eventually(lambda: stored_samples(b) == 2, 60)
             # The drain stores it: nothing else closes the window that holds now.
             assert stored_samples(b) == 2 or now_us() > first + 20_000_000
         assert stored_samples(b) == 3
@@ -384,6 +384,6 @@ def test_a_table_that_is_missing_stops_the_flow_with_what_to_do(
         flow = b.start_flow()
         b.send(b.producer(), [("svc", batch_of([1.0], START_US))])
         with suppress(subprocess.TimeoutExpired):
-            flow.process.wait(30)
+            flow.process.wait(60)
         assert flow.stop() == 1
         assert "counter_rows does not take the rows: run `tailrace migrate`" in b.log()

@@ -25,9 +25,9 @@ def run_until_read(b: Bench, made: Workload, upto: int, processes: int) -> None:
     finally:
         began_s = monotonic_s()
         flow.send_signal(signal.SIGTERM)
-        code = flow.wait(20)
+        code = flow.wait(60)
     assert code == 0, (b.directory / "flow.log").read_text()[-2000:]
-    assert monotonic_s() - began_s < 8, "a stop takes no longer than 5 s, and some slack for a loaded machine"
+    assert monotonic_s() - began_s < 10, "a stop takes 5 s at most, and as long again on a loaded machine"
 
 
 def test_changing_the_number_of_processes_keeps_the_rows_exact(
@@ -42,7 +42,7 @@ def test_changing_the_number_of_processes_keeps_the_rows_exact(
             b.send(producer, made.messages[at:end])
             at = end
             run_until_read(b, made, made.counters["samples"] if end == len(made.messages) else before + 1, processes)
-        eventually(lambda: b.counters() == dict(made.counters), 20)
+        eventually(lambda: b.counters() == dict(made.counters), 60)
         assert_same(stored_rows(b.clickhouse, "windows"), expected_rows(made, 10))
         assert_same(stored_rows(b.clickhouse, "windows_1m"), expected_rows(made, 60))
 
@@ -61,7 +61,7 @@ def test_a_drain_stores_open_windows_and_the_next_start_completes_them(
         assert sum(row["count"] for row in provisional.values()) == counted
         b.send(producer, made.messages[half:])
         run_until_read(b, made, made.counters["samples"], processes=1)
-        eventually(lambda: b.counters() == dict(made.counters), 20)
+        eventually(lambda: b.counters() == dict(made.counters), 60)
         assert_same(stored_rows(b.clickhouse, "windows"), expected_rows(made, 10))
 
 

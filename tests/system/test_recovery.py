@@ -28,18 +28,18 @@ def send_slowly(b: Bench, made: Workload, over_s: float) -> threading.Thread:
 
 def kill_repeatedly(b: Bench, made: Workload, kills: int, seed: int) -> None:
     rng = random.Random(seed)
-    sender = send_slowly(b, made, over_s=kills * 1.2)
+    sender = send_slowly(b, made, over_s=kills * 1.1)
     for _ in range(kills):
         flow = b.start_flow()
         # The time to start up is part of it: some kills come before the first record, most in the middle.
-        threading.Event().wait(rng.uniform(0.8, 2.5))
+        threading.Event().wait(rng.uniform(0.5, 1.8))
         flow.process.kill()
         flow.stop()
     sender.join()
     flow = b.start_flow()
     try:
         b.await_ended(made.counters["ended"], 90)
-        eventually(lambda: b.counters() == dict(made.counters), 20)
+        eventually(lambda: b.counters() == dict(made.counters), 60)
     finally:
         assert flow.stop() == 0
     assert_same(stored_rows(b.clickhouse, "windows"), expected_rows(made, 10))

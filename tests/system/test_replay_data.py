@@ -302,7 +302,7 @@ def test_a_file_replayed_twice_leaves_the_same_windows_and_counts_the_duplicates
         "samples": first.samples, "duplicate_samples": first.samples, "duplicate_batches": first.batches,
         "ended": len(first.services),
     }  # fmt: skip
-    eventually(lambda: stream_counters(running, "twice") == expected, 30)
+    eventually(lambda: stream_counters(running, "twice") == expected, 60)
     for view, rows in before.items():
         assert_same(rows_of(running, "twice", view), rows)
 
@@ -330,7 +330,7 @@ def test_batches_duplicated_on_the_topic_leave_the_same_windows(
         flow = b.start_flow()
         try:
             b.await_ended(len(sent))
-            eventually(lambda: b.counters().get("duplicate_batches") == doubled, 20)
+            eventually(lambda: b.counters().get("duplicate_batches") == doubled, 60)
         finally:
             assert flow.stop() == 0
         for view in ("windows", "windows_1m"):
@@ -358,13 +358,13 @@ def test_a_replay_in_which_the_flow_is_killed_leaves_the_same_windows(
         replaying = pool.submit(b.replay, undisturbed, "killed", SPANS, 30.0)
         stored = kill_once_counted(b, more_than=0)
         stored = kill_once_counted(b, more_than=stored)
-        assert stored < 60_000, "the kills were to come in the middle"
         flow = b.start_flow()
         try:
             sent = replaying.result(60)
             b.await_stream(sent)
         finally:
             assert flow.stop() == 0
+        assert stored < sent.samples, "the kills were to come in the middle"
         assert b.counters() == {"samples": sent.samples, "ended": len(sent.services)}
         for view in ("windows", "windows_1m"):
             assert_same(rows_of(b, "killed", view), rows_of(running, "undisturbed", view))
