@@ -12,6 +12,7 @@ NAMES = {
     "pipeline": "samples/s on one core from Kafka to ClickHouse rows, and its limits",
     "producer": "what recording costs a service, beside other libraries",
     "query": "quantiles by SQL over 10 M window rows",
+    "slo": "what an objective costs: a row, an evaluation, a snapshot",
 }
 
 

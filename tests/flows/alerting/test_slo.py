@@ -152,7 +152,7 @@ def step_outage(case: dict[str, Any]) -> None:
             continue
         slo = Slo(spec(objective=case["slo"], alerts=[alert]))
         slo.prime(T0, history(T0, row["long_s"] + 3600))
-        # Evaluated at every step around what matters, and at every minute in between.
+        # Evaluated at every step around what matters, and every ten minutes in between.
         run = Run(slo)
         outage_s = round(row["long_s"] * 1.1)
         edges = [row.get("detect_s", 0), outage_s + row.get("reset_after_end_s_if_outage_longer_than_long", 0)]
@@ -160,7 +160,7 @@ def step_outage(case: dict[str, Any]) -> None:
             run.t_us += STEP
             bad = case["error_ratio"] * 1000 if k * 10 <= outage_s else 0
             slo.put(run.t_us, bad, 1000)
-            if k % 6 == 0 or any(abs(k * 10 - edge) < 200 for edge in edges):
+            if k % 60 == 0 or any(abs(k * 10 - edge) < 200 for edge in edges):
                 run.events += slo.evaluate(run.t_us)[0]
         if not row["fires"]:
             assert run.told() == []

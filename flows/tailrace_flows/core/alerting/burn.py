@@ -76,6 +76,8 @@ class BudgetRings:
         """Up to here events are counted; None: nothing was asked for yet."""
         self.newest_us: int | None = None
         """The end of the newest counted window that had events."""
+        self._sums: dict[int, Events] = {}
+        """By window, since something was counted last."""
 
     def put(self, end_us: int, bad: float, total: float) -> bool:
         """Counts a 10 s window, replacing what it had. False: it ended more than 6 h before the head, and is left out.
@@ -105,6 +107,7 @@ class BudgetRings:
         for ring in self._levels:
             ring.move(self.head_us, t_us)
         self.head_us = t_us
+        self._sums.clear()
         for end_us in sorted(end for end in self._waiting if end <= t_us):
             bad, total = self._waiting.pop(end_us)
             if end_us > t_us - EXACT_S * 1_000_000:
@@ -117,6 +120,7 @@ class BudgetRings:
         slot = fine.slot(end_us)
         more_bad, more_total = bad - fine.bad[slot], total - fine.total[slot]
         if more_bad or more_total:
+            self._sums.clear()
             for ring in self._levels:
                 slot = ring.slot(end_us)
                 ring.bad[slot] += more_bad
@@ -144,6 +148,7 @@ class BudgetRings:
 
     def _fill(self, row: Stored) -> None:
         assert self.head_us is not None
+        self._sums.clear()
         end_us = row.start_us + row.seconds * 1_000_000
         for ring in self._levels:
             if row.seconds * 1_000_000 <= ring.step_us and ring.holds(end_us, self.head_us):
@@ -154,13 +159,19 @@ class BudgetRings:
             self.newest_us = end_us
 
     def events(self, window_s: int) -> Events:
-        """The events in (head - window, head]; see above for what is exact. Cost: 8 us.
+        """The events in (head - window, head]; see above for what is exact. Cost: 8 us the first time.
 
         Raises:
             ValueError: the window is no positive multiple of 10 s, or longer than the period.
         """
-        if window_s <= 0 or window_s % STEP_S or window_s > self.period_s:
-            raise ValueError(f"a window of {window_s} s is not a multiple of {STEP_S} s up to {self.period_s} s")
+        found = self._sums.get(window_s)
+        if found is None:
+            if window_s <= 0 or window_s % STEP_S or window_s > self.period_s:
+                raise ValueError(f"a window of {window_s} s is not a multiple of {STEP_S} s up to {self.period_s} s")
+            found = self._sums[window_s] = self._added_up(window_s)
+        return found
+
+    def _added_up(self, window_s: int) -> Events:
         if self.head_us is None:
             return Events(0.0, 0.0)
         fine = self._levels[0]
