@@ -1,14 +1,25 @@
 """What all dataflows are wired with."""
 
+import logging
 import threading
 from collections.abc import Callable
+from typing import Final
 
-from tailrace_sinks.clickhouse import ClickHouseWriter
-from tailrace_sinks.kafka import KafkaWriter
+from clickhouse_connect.driver.exceptions import ClickHouseError
+from tailrace_schemas.config.slo import SloSpec
+from tailrace_sinks.clickhouse import ClickHouseWriter, connect
+from tailrace_sinks.kafka import KafkaWriter, StoppedError
+from tailrace_sinks.slo_history import slo_history
+from urllib3.exceptions import HTTPError
 
+from tailrace_flows.core.alerting.burn import Stored
 from tailrace_flows.settings import Settings
 
 __all__ = ["Adapters"]
+
+log = logging.getLogger(__name__)
+
+RETRY_S: Final = 5
 
 
 class Adapters:
@@ -35,6 +46,22 @@ class Adapters:
             password=clickhouse.password.get_secret_value(),
             stop=self.hurry,
         )
+
+    def slo_history(self, spec: SloSpec, until_us: int) -> list[Stored]:
+        """What ClickHouse has of an objective's past; tries again while it does not answer, until `hurry()`.
+
+        Raises:
+            StoppedError: the process is stopping.
+        """
+        while True:
+            try:
+                with connect(self.settings.clickhouse) as client:
+                    return [Stored(*row) for row in slo_history(client, spec, until_us)]
+            except (ClickHouseError, HTTPError, OSError) as error:
+                if self.hurry():
+                    raise StoppedError(f"the past of slo/{spec.name} cannot be read: {error}") from error
+                log.warning("slo/%s: its past cannot be read, again in %d s: %s", spec.name, RETRY_S, error)
+                self.stop.wait(RETRY_S)
 
     def kafka(self) -> KafkaWriter:
         """A writer of messages."""

@@ -1,4 +1,4 @@
-"""Alert events as rows for ClickHouse."""
+"""Alert events and incidents as rows for ClickHouse."""
 
 import json
 from collections.abc import Iterable
@@ -6,9 +6,10 @@ from typing import Any
 
 import pyarrow as pa
 from tailrace_schemas.alerts import Alert, AlertEvent
+from tailrace_schemas.incidents import Incident
 from tailrace_schemas.rows import ALERT_EVENTS
 
-__all__ = ["alert_event_rows"]
+__all__ = ["alert_event_rows", "incident_row"]
 
 
 def alert_event_rows(events: Iterable[AlertEvent]) -> Any:
@@ -55,4 +56,17 @@ def _columns(alert: Alert | None) -> dict[str, Any]:
         "false_positive": alert.false_positive,
         "tags": list(alert.tags),
         "annotations": json.dumps([one.model_dump(mode="json") for one in alert.annotations], ensure_ascii=False),
+    }
+
+
+def incident_row(incident: Incident) -> dict[str, Any]:
+    """A row of INCIDENTS."""
+    row = incident.model_dump(exclude={"id", "downtime"})
+    ended = [(one.end - one.start).total_seconds() for one in incident.downtime if one.end is not None]
+    return row | {
+        "incident_id": incident.id,
+        "alerts": list(incident.alerts),
+        "acknowledged_by": incident.acknowledged_by or "",
+        "downtime_s": sum(ended),
+        "down_since": next((one.start for one in incident.downtime if one.end is None), None),
     }

@@ -18,14 +18,18 @@ from tailrace_schemas import clock
 from tailrace_schemas.alerts import AlertEvent, Command
 from tailrace_schemas.cloudevents import read_command, read_event
 from tailrace_schemas.config import ConfigModel
+from tailrace_schemas.config.slo import SloSpec
 from tailrace_schemas.deadletter import DeadLetter
 from tailrace_schemas.rows import WindowRows, decode_window_rows
 
 from tailrace_flows.adapters import Adapters
+from tailrace_flows.alert_rows import incident_row
 from tailrace_flows.config_topic import ConfigChange, decode_change, read_config
+from tailrace_flows.core.alerting.burn import Stored
 from tailrace_flows.core.alerting.evaluator import EVALUATORS, Evaluator, Findings
 from tailrace_flows.core.alerting.responder import Responder, Response
-from tailrace_flows.core.alerting.units import plan
+from tailrace_flows.core.alerting.store import STEP_US
+from tailrace_flows.core.alerting.units import SloUnit, plan
 from tailrace_flows.core.feed import TopicFeed
 from tailrace_flows.outputs import DeadLettersSink, EventsSink, FindingsSink, NotificationsSink
 from tailrace_flows.settings import Settings
@@ -44,21 +48,26 @@ Heard = AlertEvent | ConfigChange | Command
 """What the responder takes."""
 Config = Callable[[], Mapping[str, ConfigModel]]
 """Reads the config topic to its end, once a process."""
+History = Callable[[SloSpec, int], Iterable[Stored]]
+"""An objective's stored events until a time."""
 
 
 class _Evaluate(StatefulBatchLogic[tuple[int, Judged], Findings, bytes]):
     """Wall time and Bytewax's callbacks around an `Evaluator`, which is made when its number is known."""
 
-    def __init__(self, parts: Collection[str], config: Config, state: bytes | None) -> None:
+    def __init__(self, parts: Collection[str], config: Config, history: History, state: bytes | None) -> None:
         self._plan = partial(plan, parts)
         self._config = config
+        self._history = history
         self._evaluator: Evaluator | None = None
         if state is not None:
             self._evaluator = Evaluator.restored(self._plan, config(), clock.now_us(), state)
+            self._prime()
 
     def on_batch(self, values: list[tuple[int, Judged]]) -> tuple[Iterable[Findings], bool]:
         if self._evaluator is None:
             self._evaluator = Evaluator(values[0][0], self._plan, self._config(), clock.now_us())
+            self._prime()
         found = []
         for _, value in values:
             now_us = clock.now_us()
@@ -66,9 +75,18 @@ class _Evaluate(StatefulBatchLogic[tuple[int, Judged], Findings, bytes]):
                 found.append(self._evaluator.on_rows(value, now_us))
             elif isinstance(value, ConfigChange):
                 found.append(self._evaluator.on_change(value.key, value.model, now_us))
+                self._prime()
             else:
                 found.append(self._evaluator.on_command(value, now_us))
         return [one for one in found if one], self.RETAIN
+
+    def _prime(self) -> None:
+        """Tells objectives that know nothing what is stored of their past."""
+        assert self._evaluator is not None
+        for unit in self._evaluator.units.values():
+            if isinstance(unit, SloUnit) and unit.empty:
+                until_us = clock.now_us() // STEP_US * STEP_US
+                unit.prime(until_us, self._history(unit.spec, until_us))
 
     def on_notify(self) -> tuple[Iterable[Findings], bool]:
         found = self._evaluator.on_time(clock.now_us()) if self._evaluator else None
@@ -171,7 +189,9 @@ def add_alerts(dataflow: Dataflow, adapters: Adapters, parts: Collection[str]) -
         rows, more = read("rows", topics.aggregates, lambda _, value: decode_window_rows(value))
         all_letters.append(more)
         every = op.flat_map("every_evaluator", op.merge("judged", rows, changes, commands), _for_every_evaluator)
-        findings = op.stateful_batch("evaluate", every, lambda state: _Evaluate(judged, config, state))
+        findings = op.stateful_batch(
+            "evaluate", every, lambda state: _Evaluate(judged, config, adapters.slo_history, state)
+        )
         op.output("alerts", findings, EventsSink(adapters.kafka, topics.alerts))
         found.append(findings)
     if "response" in parts:
@@ -180,9 +200,15 @@ def add_alerts(dataflow: Dataflow, adapters: Adapters, parts: Collection[str]) -
         heard = op.key_on("responder_key", op.merge("heard", events, changes, commands), lambda _: "00")
         responses = op.stateful_batch("respond", heard, lambda state: _Respond(config, state))
         op.output("notifications", responses, NotificationsSink(adapters.kafka, topics.notifications, topics.alerts))
-        found.append(op.map_value("answers", responses, lambda response: Findings(response.events)))
+        found.append(op.map_value("answers", responses, _stored))
     op.output("findings", op.merge("all_findings", *found), FindingsSink(adapters.clickhouse))
     op.output("letters", op.merge("all_letters", *all_letters), DeadLettersSink(adapters.kafka, topics.dead_letters))
+
+
+def _stored(response: Response) -> Findings:
+    """What of a response goes to ClickHouse."""
+    incidents = [incident_row(one) for one in response.incidents]
+    return Findings(response.events, {"incident_rows": incidents} if incidents else {})
 
 
 def _is_good(item: Judged | Heard | DeadLetter) -> TypeGuard[Judged | Heard]:

@@ -13,7 +13,7 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from tailrace_schemas.alerts import AlertEvent
 from tailrace_schemas.cloudevents import event_message, notification_message
 from tailrace_schemas.deadletter import DeadLetter, encode_dead_letter
-from tailrace_schemas.rows import SLO_STATUS, WindowRows, encode_window_rows
+from tailrace_schemas.rows import HEALTH, INCIDENTS, SLO_STATUS, WindowRows, encode_window_rows
 from tailrace_sinks.kafka import KafkaWriter
 
 from tailrace_flows.alert_rows import alert_event_rows
@@ -32,7 +32,7 @@ FLUSH_ROWS = 100_000
 AGGREGATE_BYTES = 400_000
 """A message's rows, at most, so that it stays below Kafka's default limit of 1 MB."""
 
-SCHEMA_OF = {"slo_status_rows": SLO_STATUS}
+SCHEMA_OF = {"slo_status_rows": SLO_STATUS, "health_rows": HEALTH, "incident_rows": INCIDENTS}
 TABLE_OF_SECONDS = {10: "rows_10s", 60: "rows_1m"}
 
 

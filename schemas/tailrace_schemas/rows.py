@@ -10,8 +10,8 @@ import pyarrow as pa
 from tailrace_schemas.codec import FlatCodec
 
 __all__ = [
-    "ALERT_EVENTS", "COUNTERS", "EVENTS", "SLO_STATUS", "WINDOW_ROWS", "WindowRows", "decode_window_rows",
-    "encode_window_rows",
+    "ALERT_EVENTS", "COUNTERS", "EVENTS", "HEALTH", "INCIDENTS", "SLO_STATUS", "WINDOW_ROWS", "WindowRows",
+    "decode_window_rows", "encode_window_rows",
 ]  # fmt: skip
 
 ATTRIBUTES = pa.map_(pa.string(), pa.string())
@@ -121,6 +121,44 @@ SLO_STATUS: Any = pa.schema(
     ]
 )
 """An objective as of the end of a 10 s window."""
+
+HEALTH: Any = pa.schema(
+    [
+        pa.field("service", pa.string(), nullable=False),
+        pa.field("check", pa.string(), nullable=False),  # empty: the service as a whole
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("since", pa.timestamp("us", tz="UTC"), nullable=False),
+        pa.field("time", pa.timestamp("us", tz="UTC"), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("response_time_s", pa.float64()),
+        pa.field("root_causes", pa.list_(pa.string()), nullable=False),
+        pa.field("dependencies", ATTRIBUTES, nullable=False),
+    ]
+)
+"""A change of the health of a check or a service."""
+
+INCIDENTS: Any = pa.schema(
+    [
+        pa.field("incident_id", pa.string(), nullable=False),
+        pa.field("service", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("severity", pa.string(), nullable=False),
+        pa.field("start_time", pa.timestamp("us", tz="UTC"), nullable=False),
+        pa.field("end_time", pa.timestamp("us", tz="UTC")),
+        pa.field("description", pa.string(), nullable=False),
+        pa.field("impact", pa.string(), nullable=False),
+        pa.field("resolution", pa.string(), nullable=False),
+        pa.field("alerts", pa.list_(pa.string()), nullable=False),  # ids
+        pa.field("false_positives", pa.uint32(), nullable=False),
+        pa.field("downtime_s", pa.float64(), nullable=False),  # of stretches that have ended
+        pa.field("down_since", pa.timestamp("us", tz="UTC")),  # of one that has not
+        pa.field("acknowledged_at", pa.timestamp("us", tz="UTC")),
+        pa.field("acknowledged_by", pa.string(), nullable=False),
+        pa.field("interventions", pa.uint32(), nullable=False),
+        pa.field("version", pa.uint64(), nullable=False),
+    ]
+)
+"""An incident as it stands: `tailrace_schemas.incidents.Incident` in columns."""
 
 _ENVELOPE = FlatCodec("WindowRows")
 

@@ -21,6 +21,8 @@ RETENTION_OF: Final = {
     "event_rows": "retention_1h_days",
     "alert_event_rows": "retention_1h_days",
     "slo_status_rows": "retention_1m_days",
+    "health_rows": "retention_1h_days",
+    "incident_rows": "retention_1h_days",
 }
 """Which setting says how many days a table's rows are kept after they were stored."""
 

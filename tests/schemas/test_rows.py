@@ -15,6 +15,8 @@ from tailrace_schemas.rows import (
     ALERT_EVENTS,
     COUNTERS,
     EVENTS,
+    HEALTH,
+    INCIDENTS,
     SLO_STATUS,
     WINDOW_ROWS,
     WindowRows,
@@ -29,6 +31,8 @@ SCHEMAS = {
     "ALERT_EVENTS": ALERT_EVENTS,
     "COUNTERS": COUNTERS,
     "EVENTS": EVENTS,
+    "HEALTH": HEALTH,
+    "INCIDENTS": INCIDENTS,
     "SLO_STATUS": SLO_STATUS,
     "WINDOW_ROWS": WINDOW_ROWS,
 }
@@ -36,6 +40,8 @@ FINGERPRINTS = {
     "ALERT_EVENTS": "fe60b85253400212",
     "COUNTERS": "0606e11998ab391b",
     "EVENTS": "8fd0c777fef81385",
+    "HEALTH": "c8072a3905e46708",
+    "INCIDENTS": "a6692e4adce322b0",
     "SLO_STATUS": "9eaa4e828767e355",
     "WINDOW_ROWS": "20e063a5fa8c3864",
 }

@@ -38,6 +38,14 @@ groups:
     threshold: 0.9
     for: 20s
     description: "{host} is at {value:.0%}"
+slos:
+- name: cool
+  service: web
+  objective: 90%
+  period: 30d
+  indicator: {good: {metric: cool}, total: {metric: requests}}
+health_checks:
+- {name: alive, service: web, heartbeat: {metric: cpu}}
 routing: {receiver: log, group_wait: 0s}
 receivers:
 - {name: log, webhook: {url: "http://127.0.0.1:9/"}}
@@ -168,6 +176,8 @@ def test_an_alert_begins_is_acknowledged_and_ends(embedded_broker: str, clickhou
         assert b.clickhouse.query("SELECT status, acknowledged_by FROM alerts").result_rows == [("resolved", "ann")]
         notified = [json.loads(one.value() or b"") for one in b.read_topic(b.settings.kafka.topics.notifications)]
         assert [one["reason"] for one in notified][:1] == ["first"]
+        incidents = b.clickhouse.query("SELECT service, status, severity, alerts, counts FROM incidents").result_rows
+        assert incidents == [("web", "resolved", "major", [alert.id], False)]  # it was marked as a false positive
 
 
 def test_kills_change_no_event(embedded_broker: str, clickhouse_url: str, tmp_path: Path) -> None:
@@ -190,6 +200,10 @@ def test_kills_change_no_event(embedded_broker: str, clickhouse_url: str, tmp_pa
         host.busy(0.5, 20)
         with flows(b, "all"):
             eventually(lambda: len(events(b)) == len(expected), 90)
+        health = b.clickhouse.query("SELECT check, status FROM health WHERE check != ''").result_rows
+        assert health == [("alive", "healthy")]
+        objectives = b.clickhouse.query("SELECT DISTINCT slo, frozen FROM slo_status").result_rows
+        assert objectives == [("cool", "no data")]
         assert sorted((told(one) for one in events(b)), key=lambda one: one[1]) == expected
         stored = b.clickhouse.query("SELECT event_id FROM alert_events ORDER BY alert_id, sequence").result_rows
         assert [one for (one,) in stored] == [one.id for one in events(b)]

@@ -1,4 +1,4 @@
-"""What follows from alert events: notifications, and answers to commands that no evaluator knows what to do with.
+"""What follows from alert events: notifications, incidents, and answers to commands that no evaluator knows.
 
 A plain state machine of one key; time is wall time, given by the caller.
 """
@@ -10,9 +10,11 @@ from typing import Final, NamedTuple
 from tailrace_schemas.alerts import AlertEvent, Command, CommandKind, Transition, event_id
 from tailrace_schemas.config import ConfigModel
 from tailrace_schemas.config.dispatch import DispatchConfig
+from tailrace_schemas.incidents import Incident
 from tailrace_schemas.notifications import Notification
 
 from tailrace_flows.core.alerting.dispatch import Dispatcher
+from tailrace_flows.core.alerting.incidents import Incidents
 
 __all__ = ["Responder", "Response"]
 
@@ -26,9 +28,10 @@ class Response(NamedTuple):
 
     notifications: Sequence[Notification] = ()
     events: Sequence[AlertEvent] = ()
+    incidents: Sequence[Incident] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.notifications or self.events)
+        return bool(self.notifications or self.events or self.incidents)
 
 
 class Responder:
@@ -42,15 +45,16 @@ class Responder:
         self._config = dict(config)
         self._waiting: dict[str, tuple[int, Command]] = {}
         """Cause -> when it is answered here, and the command: nobody else has answered it so far."""
-        dispatcher = None
+        dispatcher = incidents = None
         if state is not None:
-            version, dispatcher, self._waiting = pickle.loads(state)  # noqa: S301 - our own recovery state
+            version, dispatcher, incidents, self._waiting = pickle.loads(state)  # noqa: S301 - our own recovery state
             if version != STATE_VERSION:
                 raise ValueError(
                     f"the recovery state has format {version}, this Tailrace reads {STATE_VERSION}: "
                     "drain with the version that wrote it, or start with a new recovery directory"
                 )
         self._dispatcher = Dispatcher(DispatchConfig.of(self._config.values()), dispatcher, now_us)
+        self._incidents = Incidents(incidents)
 
     def on_change(self, key: str, model: ConfigModel | None, now_us: int) -> Response:
         """A record of the configuration changed; None: it was removed."""
@@ -65,7 +69,8 @@ class Responder:
         """An event of the alerts topic."""
         self._waiting.pop(event.cause, None)
         self._dispatcher.on_event(event, now_us)
-        return self.on_time(now_us)
+        incidents = self._incidents.on_event(event)
+        return self.on_time(now_us)._replace(incidents=incidents)
 
     def on_command(self, command: Command, now_us: int) -> Response:
         """A person's command: silences are carried out here, others are looked after."""
@@ -90,7 +95,9 @@ class Responder:
 
     def snapshot(self) -> bytes:
         """The state for recovery."""
-        return pickle.dumps((STATE_VERSION, self._dispatcher.snapshot(), self._waiting), protocol=5)
+        return pickle.dumps(
+            (STATE_VERSION, self._dispatcher.snapshot(), self._incidents.snapshot(), self._waiting), protocol=5
+        )
 
 
 def _unknown(cause: str, command: Command) -> AlertEvent:
