@@ -4,6 +4,7 @@ import http.client
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 from tailrace_infra import broker
 from websockets.sync.client import connect
 
+from tests.infra.waiting import eventually
 from tests.producers.http_recording import SHORT
 from tests.producers.reading import read_topic, samples_of
 
@@ -60,11 +62,13 @@ SERVICES = [
 
 
 @contextmanager
-def serving(server: tuple[str, ...], stop: signal.Signals, bootstrap_servers: str) -> Iterator[int]:
+def serving(
+    server: tuple[str, ...], stop: signal.Signals, bootstrap_servers: str, directory: Path = EXAMPLES
+) -> Iterator[int]:
     """The port of a server that runs an example."""
     with subprocess.Popen(
         [sys.executable, "-m", *server],
-        cwd=EXAMPLES,
+        cwd=directory,
         env={**os.environ, "TAILRACE_KAFKA__BOOTSTRAP_SERVERS": bootstrap_servers},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -159,3 +163,23 @@ def test_example(service: Service) -> None:
         assert [one for one, _ in recorded("websocket.server.connection.duration")] == [
             {"route": "/echo/{room}", "scheme": "ws", "code": "1000"}
         ]
+
+
+@pytest.mark.parametrize(
+    "server", [(*UVICORN, "endless_app:asgi_app"), (*GUNICORN, "endless_app:wsgi_app")], ids=["uvicorn", "gunicorn"]
+)
+def test_a_client_that_leaves_is_told(server: tuple[str, ...]) -> None:
+    def durations() -> list[dict[str, str]]:
+        found = [one for read in read_topic(bootstrap_servers) for one in samples_of(read.batch)]
+        return [dict(one.series.attributes) for one in found if one.series.metric == "http.server.request.duration"]
+
+    with (
+        broker.embedded_broker() as bootstrap_servers,
+        serving(server, signal.SIGTERM, bootstrap_servers, Path(__file__).parent) as port,
+    ):
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(b"GET /x HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert client.recv(10)
+        (attributes,) = eventually(durations)
+    assert attributes["error.type"] == "client_disconnect"
+    assert attributes["http.response.status_code"] == "200"
