@@ -59,6 +59,7 @@ def run_command(arguments: Sequence[str], name: str | None = None) -> CommandRun
         OSError: it could not be started for another reason.
     """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, (*FORWARDED, signal.SIGCHLD))
+    on_child = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as some parents leave it, none is sent
     try:
         start_s = monotonic_s()
         pid = os.posix_spawnp(
@@ -71,6 +72,7 @@ def run_command(arguments: Sequence[str], name: str | None = None) -> CommandRun
         status, usage = _wait(pid)
         duration_s = monotonic_s() - start_s
     finally:
+        signal.signal(signal.SIGCHLD, on_child)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     code = os.waitstatus_to_exitcode(status)
     return CommandRun(

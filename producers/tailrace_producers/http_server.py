@@ -186,6 +186,9 @@ class HttpServer:
         method, route, status, scheme, error = key
         if len(self._recorders) >= MAX_COMBINATIONS:
             key = (method, route and OTHER, status, scheme, error and OTHER)
+            known = self._recorders.get(key)
+            if known is not None:
+                return known
             method, route, status, scheme, error = key
         attributes = {
             "http.request.method": method,

@@ -24,6 +24,14 @@ def run(*arguments: str, stdin: str = "", **environment: str) -> subprocess.Comp
     )  # fmt: skip
 
 
+def test_a_parent_that_ignores_its_children_hinders_nothing() -> None:
+    done = subprocess.run(
+        [*EXEC, "sh", "-c", "exit 6"], env={**os.environ, **AWAY}, capture_output=True, timeout=60, check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN),
+    )  # fmt: skip
+    assert done.returncode == 6
+
+
 @pytest.mark.parametrize(
     ("command", "code"),
     [
@@ -54,15 +62,15 @@ def test_what_a_command_used_arrives(embedded_broker: str, tmp_path: Path) -> No
     used = f"x = bytearray(150_000_000); sum(range(3_000_000)); open({str(tmp_path / 'f')!r}, 'wb').write(x[:10])"
     environment = os.environ | {"TAILRACE_KAFKA__BOOTSTRAP_SERVERS": embedded_broker}
     secret = ["--token", "hunter2"]
-    for command in (
+    commands = [
         ["--name", "heavy", "--service", "batch", "--", sys.executable, "-c", used, *secret],
         ["--service", "batch", "--", "sh", "-c", "exit 3"],
         ["--service", "batch", "--", "sh", "-c", "kill -TERM $$"],
-    ):
-        done = subprocess.run(
-            [*EXEC, *command], env=environment, capture_output=True, text=True, timeout=60, check=False
-        )
-        assert not done.stderr
+    ]
+    started = [
+        subprocess.Popen([*EXEC, *command], env=environment, stderr=subprocess.PIPE, text=True) for command in commands
+    ]
+    assert [one.communicate(timeout=60)[1] for one in started] == ["", "", ""]
     reads = read_topic(embedded_broker)
     assert {read.batch.service for read in reads} == {"batch"}
     found = {}
