@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from benchmarks.compare import compare, last_results, record
+from benchmarks.common import HISTORY
+from benchmarks.compare import ABOUT, compare, last_results, record
 from tests.producers.reading import read_topic, samples_of
 
 WHERE = {"time": "2026-01-01T00:00:00+00:00", "commit": "abc", "machine": "m", "python": "3.11", "versions": {}}
@@ -32,6 +33,12 @@ def test_figures_are_compared_with_the_last_of_the_same_case() -> None:
     ]
     assert {one["commit"] for one in found} == {"last"}
     assert compare(now, last_results([], "query")) == []
+
+
+def test_the_history_can_be_read() -> None:
+    lines = [json.loads(line) for line in HISTORY.read_text().splitlines()]
+    assert {"middleware", "pipeline", "query"} <= {one["benchmark"] for one in lines}
+    assert all(ABOUT <= one.keys() for one in lines)
 
 
 def test_figures_become_samples(embedded_broker: str) -> None:
