@@ -352,9 +352,16 @@ def _kafka(action: Callable[[], Result]) -> Result:
 
 def complete_app() -> typer.Typer:
     """The command with the parts that have modules of their own."""
-    from tailrace_infra import alerts_command, config_command, health_command, io_command, replay_command
+    from tailrace_infra import (
+        alerts_command,
+        config_command,
+        health_command,
+        io_command,
+        notify_command,
+        replay_command,
+    )
 
-    for module in (replay_command, config_command, alerts_command, health_command, io_command):
+    for module in (replay_command, config_command, alerts_command, health_command, notify_command, io_command):
         module.register(app)
     return app
 

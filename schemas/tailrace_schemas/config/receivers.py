@@ -104,7 +104,8 @@ class Receiver(_Model):
     webhook: Webhook | None = None
     email: Email | None = None
     send_resolved: bool = True
-    rate_limit: RateLimit = RateLimit()
+    rate_limit: RateLimit | None = None
+    """Default: 30 messages a minute; for a webhook, which is a program, none."""
     templates: Templates = Templates()
 
     def sentences(self) -> Sequence[str]:
@@ -115,6 +116,11 @@ class Receiver(_Model):
         if sum(one is not None for one in (self.apprise, self.webhook, self.email)) > 1:
             raise ValueError(f"receiver {self.name}: give one of apprise, webhook, email; several are a team")
         return self
+
+    @property
+    def limit(self) -> RateLimit | None:
+        """The rate limit, or the default of its kind; None: there is none."""
+        return self.rate_limit or (None if self.webhook else RateLimit())
 
     @property
     def kind(self) -> Literal["apprise", "webhook", "email", "none"]:

@@ -1,0 +1,103 @@
+"""`tailrace notify`: tells receivers what the dispatcher decided."""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from tailrace_flows.config_follower import ConfigFollower
+from tailrace_schemas.clock import monotonic_s
+from tailrace_schemas.config.receivers import Receiver
+
+from tailrace_infra.output import Format, write_rows
+
+__all__ = ["register"]
+
+log = logging.getLogger(__name__)
+
+CONFIG_POLL_S = 1.0
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("notify")(notify)
+
+
+def notify(
+    duration: Annotated[float | None, typer.Option(min=1, help="Seconds to run; default: until stopped.")] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option("--data-dir", help="Directory of an embedded stack.", file_okay=False, show_default=False),
+    ] = None,
+    format: Annotated[Format, typer.Option("--format", "-f", help="How the summary is printed.")] = Format.TABLE,
+) -> None:
+    """Tell people: send notifications to the receivers of the configuration, by email, webhook and Apprise.
+
+    Secrets of receivers are references, ${env:NAME} or ${file:/path}, which are resolved here. Several can run: the
+    others stand by. SIGTERM and Ctrl-C finish what is under way. At the end it prints what became of how many.
+
+    Examples:
+
+        tailrace notify
+
+        SLACK_URL=slack://T000/B000/XXXX tailrace notify --data-dir tailrace-data
+    """
+    from confluent_kafka import KafkaException
+
+    from tailrace_infra.cli import fail, resolved_settings
+    from tailrace_infra.errors import reason
+
+    try:
+        from tailrace_subscribers.notify.secrets import Masker, MaskingFilter
+        from tailrace_subscribers.notify.service import GROUP, Notifier
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("tailrace"):
+            raise
+        fail(f"this needs the package {error.name}: pip install 'tailrace[notify]'")
+    from tailrace_infra.signals import StopSignal
+
+    kafka = resolved_settings(data_dir).kafka
+    masker = Masker()
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(MaskingFilter(masker))
+    for name in ("apprise", "urllib3", "requests"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what they report, they also tell the caller
+    until_s = None if duration is None else monotonic_s() + duration
+    try:
+        follower = ConfigFollower(kafka.client(), kafka.topics.config)
+        receivers = _Receivers(follower, masker.learn)
+        with StopSignal() as stop:
+            notifier = Notifier(
+                kafka.client(), kafka.topics.notifications, f"{kafka.topic_prefix}-{GROUP}", receivers.current, masker,
+                stopped=lambda: stop.is_set() or (until_s is not None and monotonic_s() >= until_s),
+            )  # fmt: skip
+            notifier.run()
+        follower.close()
+    except KafkaException as error:
+        fail(f"{kafka.bootstrap_servers}: {reason(error)}")
+    rows = [[name, what, count] for (name, what), count in sorted(notifier.counts.items())]
+    write_rows(["receiver", "what", "count"], rows, format)
+
+
+class _Receivers:
+    """The configuration's, looked at again every second."""
+
+    def __init__(self, follower: ConfigFollower, learn: Callable[[Receiver], None]) -> None:
+        self._follower = follower
+        self._learn = learn
+        self._next_s = 0.0
+        self._take()
+
+    def current(self) -> Mapping[str, Receiver]:
+        if (now_s := monotonic_s()) >= self._next_s:
+            self._next_s = now_s + CONFIG_POLL_S
+            if self._follower.poll():
+                self._take()
+        return self._receivers
+
+    def _take(self) -> None:
+        self._receivers = {one.name: one for one in self._follower.config.values() if isinstance(one, Receiver)}
+        for receiver in self._receivers.values():
+            self._learn(receiver)
+        log.info("receivers: %s", ", ".join(sorted(self._receivers)) or "none")

@@ -1,0 +1,176 @@
+"""What waits to be sent, by receiver: one in flight each, back-off, rate limits, digests. Pure: time is an argument.
+
+A receiver that fails blocks nobody else. Of one group only the newest notification waits: it has the state of the whole
+group, so an older one would say less, later. What has waited for `GIVE_UP_S` at a receiver that fails is given up.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from tailrace_schemas.config.receivers import RateLimit, Receiver
+from tailrace_schemas.notifications import Notification
+
+__all__ = ["Fate", "Finished", "Item", "Job", "Outbox"]
+
+BACK_OFF_S: Final = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
+"""After the first failure in a row, the second, and so on; the last stays."""
+GIVE_UP_S: Final = 3600.0
+DIGEST_MAX: Final = 1000
+"""Notifications in one digest."""
+
+
+class Fate(StrEnum):
+    """How a notification ended; the counters have these names."""
+
+    SENT = "sent"
+    SUPERSEDED = "superseded"
+    """A newer one of its group came before it could be sent."""
+    REFUSED = "refused"
+    """The receiver will never take it."""
+    GIVEN_UP = "given_up"
+    """The receiver failed for too long."""
+    UNKNOWN_RECEIVER = "unknown_receiver"
+    DISCARDED = "discarded"
+    """By a receiver that is there to tell nobody."""
+
+
+class Item(NamedTuple):
+    """A notification, and where it was read."""
+
+    partition: int
+    offset: int
+    notification: Notification
+
+
+class Finished(NamedTuple):
+    """An item that needs nothing more."""
+
+    item: Item
+    fate: Fate
+
+
+class Job(NamedTuple):
+    """One message to be sent now."""
+
+    receiver: Receiver
+    items: tuple[Item, ...]
+
+
+@dataclass
+class _Queue:
+    """One receiver's."""
+
+    waiting: dict[str, tuple[Item, float]] = field(default_factory=dict)
+    """Group key -> item, and since when it waits; oldest first."""
+    flying: dict[str, tuple[Item, float]] = field(default_factory=dict)
+    """The message that is being sent."""
+    failures: int = 0
+    """In a row."""
+    not_before_s: float = 0.0
+    sent_s: deque[float] = field(default_factory=deque)
+    """Attempts within the rate limit's time."""
+
+
+class Outbox:
+    """Costs a few microseconds a notification; state: what waits, one for each receiver and group."""
+
+    def __init__(self, receiver_of: Callable[[str], Receiver | None]) -> None:
+        self._receiver_of = receiver_of
+        self._queues: dict[str, _Queue] = {}
+
+    def __len__(self) -> int:
+        return sum(len(queue.waiting) for queue in self._queues.values())
+
+    def add(self, item: Item, now_s: float) -> list[Finished]:
+        """Takes a notification; returns what it supersedes."""
+        queue = self._queues.setdefault(item.notification.receiver, _Queue())
+        key = item.notification.group_key
+        old = queue.waiting.get(key)
+        queue.waiting[key] = (item, old[1] if old else now_s)
+        return [Finished(old[0], Fate.SUPERSEDED)] if old else []
+
+    def take(self, now_s: float) -> list[Job]:
+        """What can be sent now; each receiver is busy until `finish`."""
+        return [job for name, queue in self._queues.items() for job in self._take(name, queue, now_s)]
+
+    def _take(self, name: str, queue: _Queue, now_s: float) -> Iterator[Job]:
+        receiver = self._receiver_of(name)
+        if queue.flying or not queue.waiting or receiver is None or receiver.kind == "none":
+            return
+        if now_s < self._due_s(queue, receiver.limit, now_s):
+            return
+        limit = receiver.limit
+        left = len(queue.waiting) if limit is None else limit.messages - len(queue.sent_s)
+        several = len(queue.waiting) > left and receiver.kind != "webhook"
+        keys = list(queue.waiting)[: DIGEST_MAX if several else 1]
+        if limit is not None:
+            queue.sent_s.append(now_s)
+        queue.flying = {key: queue.waiting.pop(key) for key in keys}
+        yield Job(receiver, tuple(item for item, _ in queue.flying.values()))
+
+    def finish(
+        self, job: Job, now_s: float, *, sent: bool, retry: bool = False, after_s: float | None = None
+    ) -> list[Finished]:
+        """The message was sent, or not. What is tried again comes first, unless something newer of its group waits."""
+        queue = self._queues[job.receiver.name]
+        flying, queue.flying = queue.flying, {}
+        if sent or not retry:
+            queue.failures = 0
+            return [Finished(item, Fate.SENT if sent else Fate.REFUSED) for item in job.items]
+        queue.failures += 1
+        wait_s = BACK_OFF_S[min(queue.failures, len(BACK_OFF_S)) - 1]
+        queue.not_before_s = now_s + max(wait_s, after_s or 0.0)
+        finished = [Finished(item, Fate.SUPERSEDED) for key, (item, _) in flying.items() if key in queue.waiting]
+        queue.waiting = {**{key: one for key, one in flying.items() if key not in queue.waiting}, **queue.waiting}
+        late = [key for key, (_, since_s) in queue.waiting.items() if now_s - since_s >= GIVE_UP_S]
+        return finished + [Finished(queue.waiting.pop(key)[0], Fate.GIVEN_UP) for key in late]
+
+    def sweep(self) -> list[Finished]:
+        """Ends what waits for receivers that do not exist, or that tell nobody."""
+        finished = []
+        for name, queue in self._queues.items():
+            receiver = self._receiver_of(name)
+            if queue.waiting and (receiver is None or receiver.kind == "none"):
+                fate = Fate.UNKNOWN_RECEIVER if receiver is None else Fate.DISCARDED
+                finished += [Finished(item, fate) for item, _ in queue.waiting.values()]
+                queue.waiting.clear()
+        return finished
+
+    def give_up(self, partition: int, offset: int) -> list[Finished]:
+        """Ends one item now, if it waits: so many were read after it that their fates cannot be kept."""
+        for queue in self._queues.values():
+            for key, (item, _) in queue.waiting.items():
+                if (item.partition, item.offset) == (partition, offset):
+                    del queue.waiting[key]
+                    return [Finished(item, Fate.GIVEN_UP)]
+        return []
+
+    def forget(self, partition: int) -> list[Item]:
+        """The partition may be somebody else's now, who reads again what is not finished: that is returned."""
+        forgotten = []
+        for queue in self._queues.values():
+            waiting = [key for key, (item, _) in queue.waiting.items() if item.partition == partition]
+            forgotten += [queue.waiting.pop(key)[0] for key in waiting]
+            forgotten += [item for item, _ in queue.flying.values() if item.partition == partition]
+        return forgotten
+
+    def next_s(self, now_s: float) -> float | None:
+        """When `take` has something, as far as is known now."""
+        due = [
+            self._due_s(queue, receiver.limit, now_s)
+            for name, queue in self._queues.items()
+            if queue.waiting and not queue.flying and (receiver := self._receiver_of(name)) is not None
+        ]
+        return min(due, default=None)
+
+    @staticmethod
+    def _due_s(queue: _Queue, limit: RateLimit | None, now_s: float) -> float:
+        if limit is None:
+            return queue.not_before_s
+        while queue.sent_s and queue.sent_s[0] <= now_s - limit.per:
+            queue.sent_s.popleft()
+        free_s = queue.sent_s[-limit.messages] + limit.per if len(queue.sent_s) >= limit.messages else 0.0
+        return max(queue.not_before_s, free_s)

@@ -1,0 +1,208 @@
+"""What waits, for whom, and when it goes out: one in flight for each receiver, whatever happens."""
+
+from collections import Counter
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tailrace_schemas.config.receivers import AppriseTarget, RateLimit, Receiver, Webhook
+from tailrace_subscribers.notify.ledger import WINDOW, Ledger
+from tailrace_subscribers.notify.outbox import BACK_OFF_S, GIVE_UP_S, Fate, Item, Job, Outbox
+
+from tests.subscribers.receiving import notification
+
+HOOK = Webhook(url="http://x")
+LIMIT = RateLimit.model_validate({"messages": 2, "per": "10s"})
+RECEIVERS = {
+    "hook": Receiver(name="hook", webhook=HOOK),
+    "slow": Receiver(name="slow", webhook=HOOK, rate_limit=LIMIT),
+    "text": Receiver(name="text", apprise=AppriseTarget(url="x://"), rate_limit=LIMIT),
+    "none": Receiver(name="none"),
+}
+
+
+def outbox() -> Outbox:
+    return Outbox(RECEIVERS.get)
+
+
+def item(number: int, receiver: str = "hook", group: str = "") -> Item:
+    return Item(0, number, notification(number, receiver, group_key=group or f"group-{number}"))
+
+
+def offsets(jobs: list[Job]) -> list[list[int]]:
+    return [[one.offset for one in job.items] for job in jobs]
+
+
+def test_one_in_flight_for_each_receiver_in_order() -> None:
+    box = outbox()
+    for number in range(3):
+        box.add(item(number), 0)
+    box.add(item(3, "text"), 0)
+    jobs = box.take(0)
+    assert offsets(jobs) == [[0], [3]]
+    assert box.take(0) == []
+    assert [one.fate for one in box.finish(jobs[0], 1, sent=True)] == [Fate.SENT]
+    assert offsets(box.take(1)) == [[1]]
+
+
+def test_failures_back_off_and_only_there() -> None:
+    box = outbox()
+    box.add(item(1), 0)
+    now = 0.0
+    for wait in (*BACK_OFF_S, BACK_OFF_S[-1]):
+        (job,) = box.take(now)
+        assert box.finish(job, now, sent=False, retry=True) == []
+        assert box.take(now + wait - 0.01) == []
+        assert box.next_s(now) == now + wait
+        now += wait
+    box.add(item(2, "text"), now)
+    jobs = box.take(now)
+    assert [job.receiver.name for job in jobs] == ["hook", "text"]
+    assert box.finish(jobs[0], now, sent=True)[0].fate is Fate.SENT
+    box.add(item(3), now)
+    assert offsets(box.take(now)) == [[3]]
+
+
+def test_a_receiver_may_say_when_to_come_back() -> None:
+    box = outbox()
+    box.add(item(1), 0)
+    (job,) = box.take(0)
+    box.finish(job, 0, sent=False, retry=True, after_s=120)
+    assert box.next_s(0) == 120
+
+
+def test_a_newer_notification_of_a_group_supersedes_what_waits() -> None:
+    box = outbox()
+    box.add(item(1), 0)
+    box.add(item(2, group="g"), 0)
+    assert [(one.item.offset, one.fate) for one in box.add(item(3, group="g"), 1)] == [(2, Fate.SUPERSEDED)]
+    (job,) = box.take(1)
+    box.add(item(4, group="group-1"), 1)
+    # The failed one has been overtaken while it was sent.
+    assert [(one.item.offset, one.fate) for one in box.finish(job, 1, sent=False, retry=True)] == [(1, Fate.SUPERSEDED)]
+    assert offsets(box.take(2)) == [[3]]
+
+
+def test_what_fails_for_too_long_or_for_good_is_ended() -> None:
+    box = outbox()
+    box.add(item(1), 0)
+    box.add(item(2), GIVE_UP_S / 2)
+    (job,) = box.take(0)
+    box.finish(job, 0, sent=False, retry=True)
+    (job,) = box.take(GIVE_UP_S)
+    assert [(one.item.offset, one.fate) for one in box.finish(job, GIVE_UP_S, sent=False, retry=True)] == [
+        (1, Fate.GIVEN_UP)
+    ]
+    (job,) = box.take(GIVE_UP_S + 60)
+    assert [one.fate for one in box.finish(job, GIVE_UP_S + 60, sent=False)] == [Fate.REFUSED]
+    assert len(box) == 0
+
+
+def test_more_than_the_rate_limit_waits_as_webhooks_and_is_a_digest_as_text() -> None:
+    box = outbox()
+    for number in range(4):
+        box.add(item(number, "slow"), 0)
+        box.add(item(10 + number, "text"), 0)
+    jobs = box.take(0)
+    assert offsets(jobs) == [[0], [10, 11, 12, 13]]
+    for job in jobs:
+        box.finish(job, 0, sent=True)
+    (job,) = box.take(1)
+    box.finish(job, 1, sent=True)
+    assert box.take(9.9) == []
+    assert box.next_s(2) == 10
+    assert offsets(box.take(10)) == [[2]]
+
+
+def test_nobody_waits_for_receivers_that_do_not_exist() -> None:
+    box = outbox()
+    box.add(item(1, "stranger"), 0)
+    box.add(item(2, "none"), 0)
+    assert box.take(0) == []
+    assert {one.item.offset: one.fate for one in box.sweep()} == {1: Fate.UNKNOWN_RECEIVER, 2: Fate.DISCARDED}
+    assert len(box) == 0
+
+
+def test_what_is_somebody_elses_is_forgotten() -> None:
+    box = outbox()
+    box.add(item(1), 0)
+    box.add(item(2), 0)
+    box.take(0)
+    assert sorted(one.offset for one in box.forget(0)) == [1, 2]
+    assert len(box) == 0
+    assert box.give_up(0, 2) == []
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["add", "finish", "fail", "wait"]),
+            st.sampled_from(["hook", "slow", "text"]),
+            st.integers(0, 4),
+        ),
+        max_size=60,
+    )
+)
+def test_every_notification_has_one_fate(acts: list[tuple[str, str, int]]) -> None:
+    box, now, number = outbox(), 0.0, 0
+    flying: dict[str, Job] = {}
+    fates: Counter[int] = Counter()
+    for act, receiver, group in [*acts, *[("wait", "", 4), ("finish", "", 0)] * 300]:
+        finished = []
+        if act == "add":
+            finished = box.add(item(number, receiver, f"{receiver}-{group}"), now)
+            number += 1
+        elif act == "wait":
+            now += 5 * group
+        else:
+            for name, job in list(flying.items()):
+                if receiver in ("", name):
+                    finished += box.finish(flying.pop(name), now, sent=act == "finish", retry=True)
+                    assert job.receiver.name == name
+        fates.update(one.item.offset for one in finished)
+        for job in box.take(now):
+            assert job.receiver.name not in flying
+            flying[job.receiver.name] = job
+    assert fates == Counter(range(number))
+
+
+# -- the ledger ----------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 40)), st.sets(st.integers(0, 40)), st.lists(st.integers(0, 40)))
+def test_a_restart_knows_exactly_what_was_finished(order: list[int], holes: set[int], reading: list[int]) -> None:
+    offsets = [100 + number for number in range(41) if number not in holes]
+    ledger = Ledger(100)
+    assert all(ledger.begin(offset) for offset in offsets)
+    finished = {100 + number for number in order} & set(offsets)
+    for number in order:
+        if 100 + number in offsets:
+            ledger.finish(100 + number)
+    again = Ledger.read(ledger.position, ledger.metadata)
+    assert len(ledger.metadata) < 4096
+    assert {offset for offset in offsets if not again.begin(offset)} == finished
+    # It goes on from there as the first one would.
+    for offset in sorted(set(offsets) - finished):
+        again.finish(offset)
+    assert again.position == max(offsets, default=99) + 1
+    assert again.metadata == ""
+
+
+def test_the_metadata_fits_however_wide_it_gets() -> None:
+    ledger = Ledger(0)
+    for offset in range(WINDOW + 1):
+        assert ledger.too_wide() is None
+        ledger.begin(offset)
+        if offset:
+            ledger.finish(offset)
+    assert len(ledger.metadata) < 4096
+    assert ledger.too_wide() == 0
+    ledger.finish(0)
+    assert (ledger.position, ledger.metadata, ledger.too_wide()) == (WINDOW + 1, "", None)
+
+
+def test_metadata_of_others_is_as_good_as_none() -> None:
+    for text in (None, "", "x", "tailrace-1:", "tailrace-1:***", "tailrace-1:" + "A" * 30_000):
+        ledger = Ledger.read(5, text)
+        assert ledger.position == 5
+        assert ledger.begin(5)
