@@ -1,6 +1,11 @@
 """Health checks against the real things, against peers that misbehave, and the runner on a real broker."""
 
+import os
+import shutil
 import socket
+import ssl
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -150,6 +155,30 @@ def test_http_answers(answer: bytes, options: dict[str, object], expected: tuple
 def test_tls_where_there_is_none() -> None:
     with talking(sending(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")) as port:
         assert outcome(http(f"https://127.0.0.1:{port}/")) == (Status.UNHEALTHY, "tls")
+
+
+def test_a_certificate_that_nobody_signed(tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl is installed, to make a certificate")
+    key, certificate = tmp_path / "key", tmp_path / "certificate"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+
+    def serve(connection: socket.socket) -> None:
+        with context.wrap_socket(connection, server_side=True) as secured:
+            secured.recv(1000)
+            secured.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    with talking(serve) as port:
+        assert outcome(http(f"https://127.0.0.1:{port}/")) == (Status.UNHEALTHY, "bad_certificate")
+        trusting = {"SSL_CERT_FILE": str(certificate), "PATH": os.environ["PATH"]}
+        code = f"from tailrace_producers.health import http; http('https://localhost:{port}/')(5)"
+        subprocess.run([sys.executable, "-c", code], env=trusting, check=True, timeout=60)
 
 
 def test_tcp() -> None:

@@ -2,11 +2,15 @@
 
 # ruff: noqa: E501 - tables
 
+import itertools
+import pickle
 import random
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tailrace_flows.core.alerting.health import CheckResult, Health
 from tailrace_flows.core.alerting.inputs import REVISED_US, HealthInput, SloInput
 from tailrace_flows.core.alerting.slo import Slo
@@ -37,6 +41,14 @@ class Counting:
         for service in {row.service for row in rows}:
             changed = self.store.add(service, "", batch_of([row for row in rows if row.service == service]))
             self.input.take(self.store, changed, self.slo)
+
+    def restarted(self) -> "Counting":
+        """The same from its snapshots."""
+        state = pickle.loads(pickle.dumps((self.slo.snapshot(), self.store.snapshot())))
+        other = Counting(self.slo.spec)
+        other.slo = Slo(self.slo.spec, state=state[0])
+        other.store = WindowStore(other.input.keep, state[1])
+        return other
 
     def evaluate(self, t_s: int) -> tuple[float, float]:
         _, status = self.slo.evaluate(t_s * S)
@@ -158,6 +170,51 @@ def test_a_revision_replaces_and_one_that_is_too_late_is_left_out() -> None:
     counting.add([counter("requests", 90, T0_S, code="500", version=3)])
     assert counting.evaluate(late_s + 10) == (12, 12)
     assert counting.input.late == 1
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.data())
+def test_any_batches_duplicates_and_restarts_give_the_same_events_and_statuses(data: st.DataObject) -> None:
+    """Rows of windows up to 30 s ahead and, revised, up to 60 s behind, between evaluations."""
+    rng = random.Random(data.draw(st.integers(0, 10_000)))
+    fields = spec(INDICATORS["good"]).model_dump(by_alias=True, mode="json")
+    alerts = [{"severity": "critical", "long": "5m", "short": "1m", "factor": 3}]
+    one = SloSpec.model_validate({**fields, "alerts": alerts, "minimum_events": 20}, strict=False)
+    steps: list[list[Row]] = []
+    numbers = itertools.count()
+    bad = 0.0
+    for end_s in range(T0_S, T0_S + 900, 10):
+        bad = rng.choice((0.0, 0.5, 1.0)) if rng.random() < 0.08 else bad
+        rows = []
+        for at_s in (end_s, end_s, end_s + 10 * rng.randint(0, 3), end_s - 10 * rng.randint(0, 6)):
+            code = "500" if rng.random() < bad else "200"
+            version = 1000 * rng.randint(1, 9) + next(numbers)  # rows of one version are one row
+            rows.append(counter("requests", rng.randint(1, 9), at_s, code=code, version=version))
+        steps.append(rows)
+
+    def play(restless: bool) -> list[Any]:
+        counting = Counting(one)
+        found: list[Any] = []
+        seen: list[Row] = []
+        for number, rows in enumerate(steps):
+            batch = list(rows)
+            if restless:
+                batch += rng.sample(seen[-20:], min(len(seen), rng.randint(0, 5)))  # what came before comes again
+                rng.shuffle(batch)
+            cut = rng.randint(0, len(batch)) if restless else len(batch)
+            counting.add(batch[:cut])
+            if restless and rng.random() < 0.2:
+                counting = counting.restarted()
+            counting.add(batch[cut:])
+            seen += rows
+            t_s = T0_S + 10 * number
+            events, status = counting.slo.evaluate(t_s * S)
+            counting.store.forget(t_s * S)
+            found.append(([event.model_dump() for event in events], status))
+        return found
+
+    expected = play(restless=False)
+    assert play(restless=True) == expected
 
 
 # -- health --------------------------------------------------------------------------------------------

@@ -66,8 +66,9 @@ class BudgetRings:
             raise ValueError(f"a period of {period_s} s is no whole number of hours, at least {EXACT_S // 3600}")
         self.period_s = period_s
         coarsest_s = _COARSEST_S * -(-period_s // (_COARSEST_S * _COARSEST_SLOTS))
-        reaches = [(step_s, reach_s) for step_s, reach_s in _COARSER if reach_s < period_s]
-        levels = [(STEP_S, EXACT_S), *reaches, (coarsest_s, period_s)]
+        levels = [(STEP_S, EXACT_S), *((step_s, min(reach_s, period_s)) for step_s, reach_s in _COARSER)]
+        if period_s > levels[-1][1]:
+            levels.append((coarsest_s, period_s))
         # Two slots more: one for the bucket of the older edge, one for the bucket that the head is in.
         self._levels = [_Ring(step_s * 1_000_000, -(-reach_s // step_s) + 2, reach_s) for step_s, reach_s in levels]
         self._waiting: dict[int, tuple[float, float]] = {}
