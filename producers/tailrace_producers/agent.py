@@ -11,7 +11,7 @@ from typing import Protocol
 from tailrace_schemas.clock import monotonic_s, now_us
 
 from tailrace_producers.collectors import Collector, Failure, Reading, default_collectors
-from tailrace_producers.telemetry import Cumulative, Distribution, Gauge, Telemetry
+from tailrace_producers.telemetry import BoundDistribution, Cumulative, Distribution, Gauge, Telemetry
 
 __all__ = ["Agent", "read_all", "summary"]
 
@@ -52,6 +52,8 @@ class Agent:
         self._interval_s, self._collectors = self._next.pop()
         self._on_pass = on_pass
         self._recorders: dict[tuple[str, str, str], Gauge | Cumulative | Distribution] = {}
+        self._plain: dict[tuple[str, str, str], Callable[[float, int], None]] = {}
+        """For readings without attributes: there are thousands of processes."""
         self._duration = telemetry.timer("tailrace.agent.collection.duration")
         self._errors = telemetry.counter("tailrace.agent.collection.errors", "{error}")
         self.failures: Counter[str] = Counter()
@@ -83,8 +85,7 @@ class Agent:
         time_us = now_us()
         with self._duration.time():
             readings = self.collect(monotonic_s())
-            for reading in readings:
-                self._record(reading, time_us)
+            self.record(readings, time_us)
         self._on_pass(readings)
         return readings
 
@@ -98,16 +99,26 @@ class Agent:
                 readings.append(item)
         return readings
 
+    def record(self, readings: Iterable[Reading], time_us: int) -> None:
+        """Records what a pass gave."""
+        for reading in readings:
+            self._record(reading, time_us)
+
     def _record(self, reading: Reading, time_us: int) -> None:
         key = (reading.metric, reading.kind, reading.unit)
+        plain = self._plain.get(key)
+        if plain is not None and not reading.attributes:
+            plain(reading.value, time_us)
+            return
         recorder = self._recorders.get(key)
         if recorder is None:
             make = getattr(self._telemetry, reading.kind)
             recorder = self._recorders[key] = make(reading.metric, reading.unit)
-        if isinstance(recorder, Distribution):
-            recorder.record(reading.value, reading.attributes, time_us)
-        else:
-            recorder.set(reading.value, reading.attributes, time_us)
+        record = recorder.record if isinstance(recorder, Distribution) else recorder.set
+        record(reading.value, reading.attributes, time_us)
+        if not reading.attributes:
+            bound = recorder.bind()
+            self._plain[key] = bound.record if isinstance(bound, BoundDistribution) else bound.set
 
     def _failed(self, collector: str, what: str, error: Exception) -> None:
         subject = f"{collector} {what}".strip()

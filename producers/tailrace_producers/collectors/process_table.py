@@ -1,7 +1,7 @@
 """All processes, from one pass over /proc: what each has used since the pass before, nothing lost and nothing twice."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -32,9 +32,9 @@ class Process:
     """One process, known by PID and start time."""
 
     __slots__ = (
-        "cpu_ticks", "group", "in_turn", "inherited", "io", "io_bytes", "io_denied", "io_owed_before", "io_owed_now",
-        "io_read", "kept", "looks", "memory", "memory_denied", "name", "new", "own", "parent", "pid", "program",
-        "since_start", "stat", "ticks_owed_before", "ticks_owed_now", "ticks_risen",
+        "active", "cpu_ticks", "descriptors", "group", "in_turn", "inherited", "io", "io_bytes", "io_denied",
+        "io_owed_before", "io_owed_now", "io_read", "kept", "looks", "memory", "memory_denied", "name", "new", "own",
+        "parent", "pid", "program", "since_start", "stat", "ticks_owed_before", "ticks_owed_now", "ticks_risen",
     )  # fmt: skip
 
     def __init__(self, pid: int, stat: ProcessStat, since_start: bool) -> None:
@@ -44,6 +44,8 @@ class Process:
         """It began after the table's first pass: all that it has used counts."""
         self.new = True
         """In the pass that found it."""
+        self.active = True
+        """It is new, has used CPU since the pass before, has waited for a child that did, or it is its turn."""
         self.cpu_ticks = stat.cpu_ticks if since_start else 0
         """Used since the pass before, by itself."""
         self.ticks_risen = stat.reaped_ticks if since_start else 0
@@ -66,19 +68,21 @@ class Process:
         """Number of the first group that it matches itself; that it keeps from parents it had; that it has from these
         and its parent; and the first of them, to which it belongs."""
         self.parent = stat.parent
+        self.descriptors = 0
+        """Open files, as last counted."""
         self.memory: tuple[int, int] | None = None
         """USS and PSS in bytes, as last read."""
         self.memory_denied = False
         self.in_turn = False
         """Waiting for its memory to be read again."""
 
-    def advance(self, stat: ProcessStat) -> bool:
-        """Another reading of the same process. Whether it has used any CPU, or a child that did was waited for."""
+    def advance(self, stat: ProcessStat, its_turn: bool) -> None:
+        """Another reading of the same process."""
         before = self.stat
         self.stat, self.new = stat, False
         self.cpu_ticks = max(0, stat.cpu_ticks - before.cpu_ticks)
         self.ticks_risen = max(0, stat.reaped_ticks - before.reaped_ticks)
-        return self.cpu_ticks > 0 or self.ticks_risen > 0
+        self.active = its_turn or self.cpu_ticks > 0 or self.ticks_risen > 0
 
     def read_io(self, proc: str) -> None:
         """Reads its I/O, which the kernel keeps together with that of its waited-for children."""
@@ -112,6 +116,8 @@ class Process:
 
     def settle_ticks(self) -> int:
         """CPU used by it and by children of it that have ended, since the pass before. Once a pass."""
+        if not self.ticks_owed_now and not self.ticks_owed_before:
+            return self.cpu_ticks + self.ticks_risen
         credit, self.ticks_owed_before = settle(self.ticks_risen, self.ticks_owed_before, self.ticks_owed_now)
         self.ticks_owed_now = 0
         return self.cpu_ticks + credit
@@ -119,6 +125,8 @@ class Process:
     def settle_io(self) -> tuple[int, int]:
         """Bytes read and written by it and by children that have ended, since it was read before. Once a pass."""
         before, now = self.io_owed_before, self.io_owed_now
+        if not self.io_read and now == (0, 0):
+            return 0, 0
         if not self.io_read:
             self.io_owed_before, self.io_owed_now = (before[0] + now[0], before[1] + now[1]), (0, 0)
             return 0, 0
@@ -141,15 +149,15 @@ class ProcessTable:
         """By PID, in the order in which they began; a parent before its children."""
         self._passed = False
 
-    def refresh(self, look_again: Iterable[int] = ()) -> None:
-        """One pass. `look_again`: PIDs of groups whose I/O is read even if they used no CPU.
+    def refresh(self, turn: Container[int] = ()) -> None:
+        """One pass. `turn`: PIDs of processes that count as active even if they used no CPU.
 
         Raises:
             OSError: /proc itself cannot be listed.
             ValueError, IndexError: the kernel writes something else than this knows.
         """
         listed = {int(name) for name in os.listdir(self._proc) if name.isdecimal()}
-        known, again = self.processes, set(look_again)
+        known = self.processes
         found: dict[int, Process] = {}
         new: list[Process] = []
         for pid in [pid for pid in known if pid in listed] + sorted(listed - known.keys()):
@@ -159,7 +167,8 @@ class ProcessTable:
                 continue
             process = known.get(pid)
             if process is not None and process.stat.started == stat.started:
-                if (process.advance(stat) or pid in again) and process.group != NO_GROUP:
+                process.advance(stat, pid in turn)
+                if process.active and process.group != NO_GROUP:
                     process.read_io(self._proc)
                 found[pid] = process
             else:
