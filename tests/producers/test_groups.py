@@ -203,9 +203,39 @@ def test_figures_of_a_group(kernel: Kernel) -> None:
 def test_what_was_used_before_the_first_pass_does_not_count(kernel: Kernel) -> None:
     kernel.spawn(INIT, 10, "shop").used = 500
     kernel.tasks[10].reaped = 100
+    kernel.tasks[10].wrote = kernel.tasks[10].reaped_bytes = 4096
     collector = Processes(kernel.proc, [Group("shop", process="shop")])
     kernel.write()
-    assert of_groups(collector, 1.0)["shop", "cpu.time"] == 0
+    found = of_groups(collector, 1.0)
+    assert found["shop", "cpu.time"] == found["shop", "disk.io", "write"] == 0
+    kernel.spawn(INIT, 20, "shop").used = 7  # but of one that began later, all
+    kernel.tasks[20].wrote = 512
+    kernel.write()
+    found = of_groups(collector, 2.0)
+    assert (found["shop", "cpu.time"], found["shop", "disk.io", "write"]) == (7 / TICKS_PER_S, 512)
+
+
+def test_a_line_of_processes_that_ends_between_two_passes_counts_once(kernel: Kernel) -> None:
+    """Each was counted while it lived; in the end all of it is in the first one's totals."""
+    collector = Processes(kernel.proc, [Group("shop", process="shop")])
+    kernel.spawn(INIT, 10, "shop")
+    for parent, pid in ((10, 11), (11, 12), (12, 13)):
+        kernel.fork(parent, pid)
+    kernel.write()
+    of_groups(collector, 1.0)
+    for pid in (11, 12, 13):
+        kernel.tasks[pid].used, kernel.tasks[pid].wrote = 100, 1000
+    kernel.write()
+    found = of_groups(collector, 2.0)
+    assert (found["shop", "cpu.time"], found["shop", "disk.io", "write"]) == (300 / TICKS_PER_S, 3000)
+    kernel.tasks[13].used += 5
+    kernel.fork(13, 14).used = 2  # never seen
+    for pid in (14, 13, 12, 11):
+        kernel.exit(pid)
+    kernel.write()
+    for now_s in (3.0, 4.0):
+        found = of_groups(collector, now_s)
+        assert (found["shop", "cpu.time"], found["shop", "disk.io", "write"]) == (307 / TICKS_PER_S, 3000)
 
 
 def test_another_process_with_the_same_pid_is_another(kernel: Kernel) -> None:
