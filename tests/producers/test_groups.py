@@ -402,6 +402,21 @@ def test_reading_memory_keeps_to_the_time_granted_and_all_have_their_turn(kernel
     assert told_at > 1
 
 
+def test_processes_that_end_before_their_turn_are_forgotten(kernel: Kernel) -> None:
+    table = ProcessTable(kernel.proc)
+    clock_s = iter(range(10**6))  # a read takes so long that there is no time for another
+    groups = Groups(kernel.proc, [Group("shop", process="shop")], lambda: float(next(clock_s)))
+    for now_s in range(20):
+        for pid in range(10, 20):
+            if pid in kernel.tasks:
+                kernel.exit(pid)
+            kernel.spawn(INIT, pid, "shop")
+        kernel.write()
+        table.refresh(groups.next_turn(table.processes))
+        list(groups.readings(table, float(now_s)))
+    assert len(groups._memory_turn) <= 2 * len(kernel.tasks)
+
+
 def test_a_new_process_is_read_before_the_others_again(kernel: Kernel) -> None:
     for pid in range(100, 110):
         kernel.spawn(INIT, pid, "shop")

@@ -292,6 +292,8 @@ class Groups:
             granted_s = MEMORY_SHARE * (now_s - self._previous_s)
             self._memory_credit_s = min(MEMORY_BURST_S, self._memory_credit_s + granted_s)
         self._previous_s = now_s
+        if len(self._memory_turn) > 2 * len(processes):  # more come and go than are read: those that went
+            self._memory_turn = deque(one for one in self._memory_turn if processes.get(one.pid) is one)
         for _ in range(len(self._memory_turn)):
             if self._memory_credit_s <= 0:
                 break
