@@ -342,7 +342,7 @@ class Disorder(Accounting):
 
 
 TestAccounting = Accounting.TestCase
-TestAccounting.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+TestAccounting.settings = settings(max_examples=20, stateful_step_count=30, deadline=None)
 TestDisorder = Disorder.TestCase
 TestDisorder.settings = settings(max_examples=20, stateful_step_count=30, deadline=None)
 
