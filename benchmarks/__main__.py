@@ -13,6 +13,7 @@ NAMES = {
     "pipeline": "samples/s on one core from Kafka to ClickHouse rows, and its limits",
     "producer": "what recording costs a service, beside other libraries",
     "query": "quantiles by SQL over 10 M window rows",
+    "rules": "what evaluating 1,000 alert rules over 10,000 series costs in the core",
     "slo": "what an objective costs: a row, an evaluation, a snapshot",
 }
 

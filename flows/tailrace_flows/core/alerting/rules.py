@@ -46,17 +46,29 @@ def _us(seconds: float) -> int:
     return round(seconds * 1_000_000)
 
 
+class Selectors:
+    """One selector for all queries that select the same."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[object, ...], Selector] = {}
+
+    def get(self, metric: str, where: Mapping[str, str], by: tuple[str, ...], kinds: frozenset[str]) -> Selector:
+        """The selector of these."""
+        matchers = matchers_of(where)
+        return self._found.setdefault((metric, matchers, by, kinds), Selector(metric, matchers, by, kinds))
+
+
 class _Query:
     """One query of a rule."""
 
-    def __init__(self, query: Query, rule: Rule, by: tuple[str, ...]) -> None:
+    def __init__(self, query: Query, rule: Rule, by: tuple[str, ...], selectors: Selectors) -> None:
         self.aggregate = query.aggregate
         self.window_us = _us(query.window_s or rule.window_s)
         kinds = KINDS_OF.get(query.aggregate.how, frozenset(KINDS))
         if query.kind is not None:
             kinds &= {query.kind}
         where = {**rule.where, **query.where}
-        self.selector = Selector(query.metric, matchers_of(where), by, kinds)
+        self.selector = selectors.get(query.metric, where, by, kinds)
         self.additive = query.aggregate.how in ADDITIVE
 
     def values(self, store: WindowStore, t_us: int, known_us: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -76,10 +88,10 @@ class _Query:
 class Comparison:
     """The comparison part of a rule: for each label set a value, and which conditions hold."""
 
-    def __init__(self, rule: Rule, by: tuple[str, ...], known_us: int) -> None:
+    def __init__(self, rule: Rule, by: tuple[str, ...], known_us: int, selectors: Selectors) -> None:
         assert rule.comparison is not None
         assert rule.threshold is not None
-        self._queries = {name: _Query(query, rule, by) for name, query in rule.all_queries().items()}
+        self._queries = {name: _Query(query, rule, by, selectors) for name, query in rule.all_queries().items()}
         self._known_us = known_us
         self._expression = rule.expression()
         self._compare, self._threshold, self._clear = _COMPARE[rule.comparison], rule.threshold, rule.clear_threshold
@@ -152,7 +164,7 @@ def _full(value: Any, size: int) -> NDArray[np.float64]:
 class AlertRule:
     """One rule: what it finds at a time, and the alerts that come of it."""
 
-    def __init__(self, group: RuleGroup, rule: Rule, state: object = None) -> None:
+    def __init__(self, group: RuleGroup, rule: Rule, selectors: Selectors, state: object = None) -> None:
         """Anew, or from `snapshot`; the rule may have been changed since.
 
         Raises:
@@ -165,12 +177,12 @@ class AlertRule:
         )
         self._by = tuple(sorted({*rule.by, *dict(self._fixed)}))
         self._grouped = bool(set(rule.by) - set(dict(self._fixed)))
-        self._comparison = None if rule.comparison is None else Comparison(rule, self._by, known_us)
+        self._comparison = None if rule.comparison is None else Comparison(rule, self._by, known_us, selectors)
         self._absence = None
         if rule.comparison is None:
             kinds = frozenset(KINDS) if rule.kind is None else frozenset({rule.kind})
             assert rule.metric is not None
-            self._absence = Selector(rule.metric, matchers_of(rule.where), self._by, kinds)
+            self._absence = selectors.get(rule.metric, rule.where, self._by, kinds)
         self._window_us, self._known_us = _us(rule.window_s), known_us
         self.alerts = RuleAlerts(spec_of(group, rule), state)
 
@@ -243,7 +255,8 @@ class AlertGroup:
         self.group = group
         self.interval_us = _us(group.interval_s)
         states = state or {}
-        self.rules = {rule.alert: AlertRule(group, rule, states.get(rule.alert)) for rule in group.rules}
+        selectors = Selectors()
+        self.rules = {rule.alert: AlertRule(group, rule, selectors, states.get(rule.alert)) for rule in group.rules}
 
     def replaced(self, group: RuleGroup, t_us: int) -> tuple["AlertGroup", list[AlertEvent]]:
         """The group as it is now configured: alerts of rules that stay go on, those of rules that are gone end."""

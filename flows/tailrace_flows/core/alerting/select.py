@@ -7,7 +7,7 @@ evaluation is a few numpy calls, whatever the number of series.
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,6 +107,8 @@ class Selector:
         self._kinds = [KINDS.index(kind) for kind in sorted(kinds)]
         self._seen: tuple[object, ...] = ()
         self._groups: Groups | None = None
+        self._merged: tuple[tuple[object, ...], _Buckets | None] = ((), None)
+        """The sketches that were asked for last: rules often want several quantiles of the same."""
 
     def groups(self, store: WindowStore) -> Groups:
         """The groups of the series that the store has; the same object as long as these are the same.
@@ -168,7 +170,7 @@ class Selector:
         if rows is None or len(groups) == 0:
             return np.empty(0)
         if how.how in (How.QUANTILE, How.FRACTION_ABOVE, How.FRACTION_BELOW):
-            return _of_sketches(groups, rows, how, after_us, until_us)
+            return self._of_sketches(groups, rows, how, after_us, until_us)
         span = rows.span(after_us, until_us)
         if span.start == span.stop:
             return np.full(len(groups), np.nan)
@@ -177,6 +179,18 @@ class Selector:
             end_us = rows.first_end_us + np.arange(span.start, span.stop) * STEP_US
             return _predicted(groups, (end_us - until_us) / 1e6, columns("last"), how.argument)
         return _simple(groups, how.how, columns, (until_us - after_us) / 1e6)
+
+    def _of_sketches(
+        self, groups: Groups, rows: MetricRows, how: Aggregate, after_us: int, until_us: int
+    ) -> NDArray[np.float64]:
+        key = (after_us, until_us, rows.changes, groups)
+        if self._merged[0] != key:
+            self._merged = (key, _merged(groups, rows, after_us, until_us))
+        found = np.full(len(groups), np.nan)
+        buckets = self._merged[1]
+        if buckets is not None:
+            found[buckets.some] = buckets.answer(how)
+        return found
 
 
 class _Columns:
@@ -263,41 +277,67 @@ def _predicted(
 # -- sketches ------------------------------------------------------------------------------------------
 
 
-def _of_sketches(groups: Groups, rows: MetricRows, how: Aggregate, after_us: int, until_us: int) -> NDArray[np.float64]:
-    found = np.full(len(groups), np.nan)
+class _Buckets(NamedTuple):
+    """The merged sketches of the groups that have any."""
+
+    some: NDArray[np.int64]
+    """Those groups."""
+    code: NDArray[np.int64]
+    """Of each bucket; ascending within a group, groups one after the other."""
+    counts: NDArray[np.int64]
+    cumulative: NDArray[np.int64]
+    bounds: NDArray[np.int64]
+    """Where the buckets of each of `some` begin, and the end."""
+    scale: int
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    """The exact extremes of each of `some`."""
+
+    def answer(self, how: Aggregate) -> NDArray[np.float64]:
+        """For each of `some`."""
+        sums = np.concatenate([[0], self.cumulative])[self.bounds]
+        before, total = sums[:-1], np.diff(sums)
+        low, high = self.low, self.high
+        if how.how is How.QUANTILE:
+            if how.argument in (0, 1):
+                return low if how.argument == 0 else high
+            # The same rank as that of `sketch.quantiles`.
+            product = how.argument * total
+            ranks = np.maximum(1, np.ceil(product - 1e-12 * np.maximum(product, 1)))
+            at = np.searchsorted(self.cumulative, before + ranks)
+            return np.clip(values_of(self.code[at], self.scale), low, high)
+        (limit,) = codes_of(np.array([how.argument]), self.scale).tolist()
+        above = how.how is How.FRACTION_ABOVE
+        counted = self.counts * (self.code > limit if above else self.code < limit)
+        share = np.add.reduceat(counted, self.bounds[:-1]) / total
+        # The exact extremes say more than the bucket that the limit is in.
+        if above:
+            return np.where(low > how.argument, 1, np.where(high <= how.argument, 0, share))
+        return np.where(high < how.argument, 1, np.where(low >= how.argument, 0, share))
+
+
+def _merged(groups: Groups, rows: MetricRows, after_us: int, until_us: int) -> _Buckets | None:
+    """The sketches of these windows by group; None: there are none."""
     group, code, count, scale = _buckets(groups, rows, after_us, until_us)
     if group.size == 0:
-        return found
+        return None
     least = int(code.min())
     width = int(code.max()) - least + 1
     keys, counts = _counted(group * width + (code - least), count, len(groups) * width)
-    group, code = keys // width, keys % width + least
-    cumulative = np.cumsum(counts)
-    bounds = np.searchsorted(group, np.arange(len(groups) + 1))
-    before = np.concatenate([[0], cumulative])[bounds]
-    total = np.diff(before)
-    some = np.flatnonzero(total)
+    group = keys // width
+    first = np.flatnonzero(np.diff(group, prepend=-1))
+    some = group[first]
     columns = _Columns(rows, rows.span(after_us, until_us), groups)
-    low, high = columns.reduced("min", np.minimum)[some], columns.reduced("max", np.maximum)[some]
-    if how.how is How.QUANTILE:
-        # The same rank as that of `sketch.quantiles`.
-        product = how.argument * total[some]
-        ranks = np.maximum(1, np.ceil(product - 1e-12 * np.maximum(product, 1)))
-        at = np.searchsorted(cumulative, before[some] + ranks)
-        value = np.clip(values_of(code[at], scale), low, high)
-        found[some] = low if how.argument == 0 else high if how.argument == 1 else value
-        return found
-    (limit,) = codes_of(np.array([how.argument]), scale).tolist()
-    counted = counts * (code > limit if how.how is How.FRACTION_ABOVE else code < limit)
-    sums = np.diff(np.concatenate([[0], np.cumsum(counted)])[bounds])[some]
-    share = sums / total[some]
-    # The exact extremes say more than the bucket that the limit is in.
-    if how.how is How.FRACTION_ABOVE:
-        share = np.where(low > how.argument, 1, np.where(high <= how.argument, 0, share))
-    else:
-        share = np.where(high < how.argument, 1, np.where(low >= how.argument, 0, share))
-    found[some] = share
-    return found
+    return _Buckets(
+        some,
+        keys % width + least,
+        counts,
+        np.cumsum(counts),
+        np.append(first, group.size),
+        scale,
+        columns.reduced("min", np.minimum)[some],
+        columns.reduced("max", np.maximum)[some],
+    )
 
 
 def _buckets(

@@ -10,6 +10,8 @@ Memory: 8 bytes a window and series for each of 4 to 6 columns; 12 bytes a bucke
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
 from math import inf, nan
 from typing import Any, Final, NamedTuple
 
@@ -67,6 +69,35 @@ class Sketches(NamedTuple):
         )
 
 
+class _Batch:
+    """The columns of a record batch of WINDOW_ROWS, for numpy; what only new series need stays in Arrow."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+        self.end_us = rows.column("window_start").cast(pa.int64()).to_numpy() * 1_000_000 + STEP_US
+        self.version = rows.column("version").to_numpy()
+        self.series_id = rows.column("series_id").to_numpy()
+        self.columns: dict[str, NDArray[np.float64]] = {"count": rows.column("count").to_numpy().astype(np.float64)}
+        for name in _OPTIONAL:
+            column = rows.column(name)
+            if column.null_count < len(column):
+                self.columns[name] = column.to_numpy(zero_copy_only=False)
+
+    @cached_property
+    def sketches(self) -> Sketches:
+        """Of all rows; their slots are not known yet."""
+        codes, counts = self.rows.column("bucket_index"), self.rows.column("bucket_count")
+        scale = self.rows.column("scale").to_numpy(zero_copy_only=False).astype(np.float64)
+        return Sketches(
+            np.zeros(self.end_us.size, np.int64),
+            self.version,
+            np.nan_to_num(scale).astype(np.int64),
+            codes.offsets.to_numpy().astype(np.int64) - codes.offsets[0].as_py(),
+            codes.flatten().to_numpy(),
+            counts.flatten().to_numpy().astype(np.int64),
+        )
+
+
 class LabelValues:
     """The values of one label, numbered in the order they were met."""
 
@@ -104,6 +135,8 @@ class MetricRows:
     def __init__(self) -> None:
         self.epoch = 0
         """Raised when slots get other numbers."""
+        self.changes = 0
+        """Raised when rows change."""
         self.series: list[tuple[str, Series]] = []
         """By slot: service and series."""
         self.kind = np.empty(0, np.int8)
@@ -145,38 +178,35 @@ class MetricRows:
 
     # -- writing ---------------------------------------------------------------------------------------
 
-    def add(self, service: str, rows: Any, keep: Keep) -> tuple[NDArray[np.int64], int]:
-        """Takes rows of this metric; returns the window ends that changed, and how many rows were too far away."""
-        end_us = rows.column("window_start").cast(pa.int64()).to_numpy() * 1_000_000 + STEP_US
-        version = rows.column("version").to_numpy()
-        order = np.argsort(version, kind="stable")  # the highest of several in one batch comes last, and stays
-        fits = self._make_room(end_us[order], keep)
-        refused = order.size - int(np.count_nonzero(fits))
-        order = order[fits]
-        if order.size == 0:
+    def add(self, service: str, batch: _Batch, chosen: NDArray[np.int64], keep: Keep) -> tuple[NDArray[np.int64], int]:
+        """Takes the `chosen` rows of a batch, lower versions first.
+
+        Returns:
+            The window ends that changed, and how many rows were too far away.
+        """
+        fits = self._make_room(batch.end_us[chosen], keep)
+        refused = chosen.size - int(np.count_nonzero(fits))
+        chosen = chosen[fits]
+        if chosen.size == 0:
             return np.empty(0, np.int64), refused
-        if order.size < rows.num_rows or not np.array_equal(order, np.arange(order.size)):
-            rows = rows.take(pa.array(order))
-            end_us, version = end_us[order], version[order]
-        slot = self._slots(service, rows)
-        window = (end_us - self.first_end_us) // STEP_US
-        newer = np.flatnonzero(version > self._columns["version"][window, slot])
-        if newer.size == 0:
+        slot = self._slots(service, batch, chosen)
+        window = (batch.end_us[chosen] - self.first_end_us) // STEP_US
+        newer = batch.version[chosen] > self._columns["version"][window, slot]
+        if not newer.all():
+            chosen, slot, window = chosen[newer], slot[newer], window[newer]
+        if chosen.size == 0:
             return np.empty(0, np.int64), refused
-        at = (window[newer], slot[newer])
-        self._columns["version"][at] = version[newer]
-        self._columns["count"][at] = rows.column("count").to_numpy()[newer]
-        for name in _OPTIONAL:
-            column = rows.column(name)
-            if column.null_count < len(column):
-                values = column.to_numpy(zero_copy_only=False)[newer]
-                known = ~np.isnan(values)
-                self._matrix(name)[at] = np.where(known, values, _EMPTY[name])
-            elif name in self._columns:
-                self._columns[name][at] = _EMPTY[name]
+        self.changes += 1
+        at = (window, slot)
+        self._columns["version"][at] = batch.version[chosen]  # of several in one batch the last, highest, stays
+        for name in ("count", *_OPTIONAL):
+            values = batch.columns[name][chosen] if name in batch.columns else np.full(chosen.size, nan)
+            missing = np.isnan(values)
+            if name in self._columns or not missing.all():
+                self._matrix(name)[at] = np.where(missing, _EMPTY[name], values)
         if keep.sketches_us:
-            self._add_sketches(rows, newer, end_us, slot, version)
-        return np.unique(end_us[newer]), refused
+            self._add_sketches(batch, chosen, slot)
+        return np.unique(batch.end_us[chosen]), refused
 
     def forget(self, now_us: int, keep: Keep) -> None:
         """Drops what no evaluation at `now_us` or later looks back at, when it is worth it."""
@@ -233,14 +263,14 @@ class MetricRows:
             found = self._columns[name] = _matrix(name, *self._columns["count"].shape)
         return found
 
-    def _slots(self, service: str, rows: Any) -> NDArray[np.int64]:
+    def _slots(self, service: str, batch: _Batch, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
         """The slot of each row's series; new ones get the next."""
-        ids = rows.column("series_id").to_numpy()
+        ids = batch.series_id[chosen]
         slots, known = self._look_up(ids)
         if known.all():
             return slots
         new, first = np.unique(ids[~known], return_index=True)
-        met = rows.select(["metric", "kind", "unit", "attributes"]).take(pa.array(np.flatnonzero(~known)[first]))
+        met = batch.rows.select(["metric", "kind", "unit", "attributes"]).take(pa.array(chosen[~known][first]))
         found = [
             Series(metric, kind, unit, tuple(tuple(pair) for pair in attributes))
             for metric, kind, unit, attributes in zip(*(column.to_pylist() for column in met.columns), strict=True)
@@ -259,27 +289,16 @@ class MetricRows:
         slots = self._order[np.minimum(place, self._ids.size - 1)]
         return slots, self._ids[slots] == ids
 
-    def _add_sketches(
-        self,
-        rows: Any,
-        newer: NDArray[np.int64],
-        end_us: NDArray[np.int64],
-        slot: NDArray[np.int64],
-        version: NDArray[np.uint64],
-    ) -> None:
-        codes, counts = rows.column("bucket_index"), rows.column("bucket_count")
-        every = Sketches(
-            slot,
-            version,
-            np.nan_to_num(rows.column("scale").to_numpy(zero_copy_only=False).astype(np.float64)).astype(np.int64),
-            codes.offsets.to_numpy().astype(np.int64) - codes.offsets[0].as_py(),
-            codes.flatten().to_numpy(),
-            counts.flatten().to_numpy().astype(np.int64),
-        )
-        with_codes = newer[np.diff(every.offsets)[newer] > 0]
-        for end in np.unique(end_us[with_codes]).tolist():
-            window = self._sketches.setdefault(end, _Window())
-            window.parts.append(every.take(with_codes[end_us[with_codes] == end]))
+    def _add_sketches(self, batch: _Batch, chosen: NDArray[np.int64], slot: NDArray[np.int64]) -> None:
+        every = batch.sketches
+        full = np.flatnonzero(every.offsets[chosen + 1] > every.offsets[chosen])
+        if full.size == 0:
+            return
+        end_us = batch.end_us[chosen[full]]
+        found = every.take(chosen[full])._replace(slot=slot[full])
+        for end in np.unique(end_us).tolist():
+            part = found if (end_us == end).all() else found.take(np.flatnonzero(end_us == end))
+            self._sketches.setdefault(end, _Window()).parts.append(part)
 
     def _keep_slots(self, kept: NDArray[np.int64]) -> None:
         """Forgets the other series; the slots close ranks."""
@@ -379,17 +398,20 @@ class WindowStore:
         if stream or rows.num_rows == 0:
             return set()
         names = pc.dictionary_encode(rows.column("metric"))
-        changed: set[tuple[str, int]] = set()
+        metrics = names.dictionary.to_pylist()
+        if not any(name in self._keep for name in metrics):
+            return set()
+        batch = _Batch(rows)
         numbers = names.indices.to_numpy()
-        for number, name in enumerate(names.dictionary.to_pylist()):
+        order = np.lexsort((batch.version, numbers))
+        bounds = np.searchsorted(numbers[order], np.arange(len(metrics) + 1))
+        changed: set[tuple[str, int]] = set()
+        for name, (start, end) in zip(metrics, pairwise(bounds.tolist()), strict=True):
             keep = self._keep.get(name)
             if keep is None:
                 continue
-            own = rows if len(names.dictionary) == 1 else rows.take(pa.array(np.flatnonzero(numbers == number)))
-            metric = self._metrics.get(name)
-            if metric is None:
-                metric = self._metrics[name] = MetricRows()
-            ends, refused = metric.add(service, own, keep)
+            metric = self._metrics.setdefault(name, MetricRows())
+            ends, refused = metric.add(service, batch, order[start:end], keep)
             self.refused += refused
             changed.update((name, end) for end in ends.tolist())
         return changed
