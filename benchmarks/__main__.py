@@ -4,7 +4,7 @@ import argparse
 import importlib
 import sys
 
-from benchmarks.common import HISTORY, publish, show
+from benchmarks.common import HISTORY, publish, say, show
 from benchmarks.compare import compare, last_results, record
 
 NAMES = {
@@ -38,7 +38,10 @@ def main() -> None:
     before = last_results(HISTORY.read_text().splitlines(), options.name)
     publish(results, as_json=options.json, history=not options.no_history)
     if not options.json:
-        show(compare(results, before), "beside the last run in the history")
+        beside = compare(results, before)
+        show(beside, "beside the last run in the history")
+        if not beside:
+            say("no earlier run of these cases to compare with")
     if options.record and not record(results, options.record):
         sys.exit(f"{options.record} did not take the figures")
 
