@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
-from tailrace_producers.http_server import KEY, HttpServer, Request, WebSocket, error_type
+from tailrace_producers.http_server import KEY, OTHER, HttpServer, Request, WebSocket, error_type
 from tailrace_producers.telemetry import Telemetry
 
 __all__ = ["TelemetryMiddleware"]
@@ -25,6 +25,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 CLIENT_DISCONNECT: Final = "client_disconnect"
 """`error.type` of a request whose client left before the response was complete."""
+PROTOCOL_CODES: Final = range(1000, 1016)
+"""Of a WebSocket's end (RFC 6455 7.4.1). Of others a client may make up thousands; the application's own are kept."""
 FLUSH_S: Final = 2.0
 """How long an application's shutdown waits for the broker."""
 INCOMPLETE: Final = "incomplete_response"
@@ -166,14 +168,15 @@ class _WebSocket:
         self._receive = receive
         self._send = send
         self._open: WebSocket | None = None
-        self._code: int | None = None
+        self._code: int | str | None = None
         self.done = False
         """The handshake is recorded."""
 
     async def receive(self) -> Message:
         message = await self._receive()
         if message.get("type") == "websocket.disconnect" and self._code is None:
-            self._code = message.get("code", 1005)  # 1005: none was given (RFC 6455 7.4.1)
+            code = message.get("code", 1005)  # 1005: none was given (RFC 6455 7.4.1)
+            self._code = code if code in PROTOCOL_CODES else OTHER
         return message
 
     async def send(self, message: Message) -> None:

@@ -77,10 +77,7 @@ class Request:
 
     def __init__(self, server: "HttpServer", method: object, scheme: object) -> None:
         self._server = server
-        self._key = (
-            method if isinstance(method, str) and method in METHODS else OTHER,
-            scheme if isinstance(scheme, str) and scheme in SCHEMES else OTHER,
-        )
+        self._key = (_known(method, METHODS), _known(scheme, SCHEMES))
         self.route: str | None = None
         self.status: int | None = None
         self.error: str | None = None
@@ -112,13 +109,13 @@ class WebSocket:
 
     __slots__ = ("_key", "_server", "_start_s")
 
-    def __init__(self, server: "HttpServer", scheme: str) -> None:
+    def __init__(self, server: "HttpServer", scheme: object) -> None:
         self._server = server
-        self._key = (scheme, "")
+        self._key = (_known(scheme, SCHEMES), "")
         server._websockets.begin(self._key)
         self._start_s = monotonic_s()
 
-    def finish(self, route: str | None, close_code: int | None, error: str | None) -> None:
+    def finish(self, route: str | None, close_code: int | str | None, error: str | None) -> None:
         """It is closed; once."""
         self._server._websockets.end(self._key)
         self._server._websocket_duration.record(
@@ -227,6 +224,10 @@ class HttpServer:
             if peak > now:
                 gauge.set(peak, attributes, time_us - 1)
             gauge.set(now, attributes, time_us)
+
+
+def _known(value: object, known: frozenset[str]) -> str:
+    return value if isinstance(value, str) and value in known else OTHER
 
 
 def error_type(error: BaseException | type[BaseException]) -> str:

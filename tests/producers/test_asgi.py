@@ -177,6 +177,10 @@ WEBSOCKETS: dict[str, tuple[App, list[Message], dict[str, str], dict[str, str] |
                                {"type": "websocket.disconnect", "code": 1001}],
         UPGRADE, {"scheme": "ws", "code": "1001"},
     ),
+    "closed with a code that the client made up": (
+        script(1, ACCEPT, 1), [CONNECT, {"type": "websocket.disconnect", "code": 3417}],
+        UPGRADE, {"scheme": "ws", "code": "_OTHER"},
+    ),
     "closed without a code": (
         script(1, ACCEPT, 1), [CONNECT, {"type": "websocket.disconnect"}], UPGRADE, {"scheme": "ws", "code": "1005"},
     ),
