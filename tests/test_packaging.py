@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = sorted(path.parent for path in ROOT.glob("*/tailrace_*/py.typed"))
 HEAVY = (
     "bytewax", "chdb", "clickhouse_connect", "numpy", "orjson", "pandas", "pyarrow", "pydantic", "pydantic_settings",
-    "rich", "structlog", "typer",
+    "rich", "structlog", "typer", "yaml",
 )  # fmt: skip
 """What the base install leaves out: 30 to 260 MB each, or seconds."""
 IMPORT_S_MAX = 0.150

@@ -401,6 +401,10 @@ def test_descriptions(template: str, text: str) -> None:
     assert describe(template, HOST, 0.935) == text
 
 
+def test_a_description_of_an_unknown_value_says_so() -> None:
+    assert describe("CPU of {host.name}: {value:.0%}", HOST, float("nan")) == "CPU of web-1: no data"
+
+
 @pytest.mark.parametrize("template", ["{", "}", "{value:q}", "{value!r}", "{service:.0%}"])
 def test_a_description_that_cannot_be_filled_in_is_a_value_error(template: str) -> None:
     with pytest.raises(ValueError, match=r"."):

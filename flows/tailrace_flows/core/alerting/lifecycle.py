@@ -17,7 +17,7 @@ Where this differs, and why:
 from collections import deque
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
-from math import isfinite
+from math import isfinite, isnan
 from string import Formatter
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -70,7 +70,8 @@ class AlertSpec(NamedTuple):
 def describe(template: str, labels: Labels, value: float) -> str:
     """The description: `{value}` and `{label.name}` replaced, with a format as in `{value:.0%}`.
 
-    A label that an alert does not have is the empty text. Nothing but these names is looked up.
+    A label that an alert does not have is the empty text, a value that is not known (NaN) is "no data". Nothing but
+    these names is looked up.
 
     Raises:
         ValueError: braces without a partner, or a format that a number or a text does not take.
@@ -82,6 +83,9 @@ def describe(template: str, labels: Labels, value: float) -> str:
         if name is not None:
             if conversion:
                 raise ValueError(f"!{conversion} has no meaning in a description")
+            if name == "value" and isnan(value):
+                parts.append("no data")
+                continue
             parts.append(format(names[name], form or "") if name in names else "")
     return "".join(parts)
 
