@@ -7,6 +7,12 @@ import socket
 import subprocess
 from pathlib import Path
 
+from tailrace_flows.settings import KafkaSettings
+from tailrace_infra.health_command import checks_of
+from tailrace_producers.health import run_check
+from tailrace_schemas.config import load
+from tailrace_schemas.config.health import HealthCheck
+
 from tests.infra.command import COMMAND, tailrace
 from tests.infra.waiting import eventually
 from tests.producers.reading import read_topic, samples_of
@@ -72,6 +78,29 @@ def test_results_are_pushed_until_it_is_stopped(tmp_path: Path, embedded_broker:
     assert process.returncode == 0, stderr
     assert re.search("cache of redis is unhealthy: connection_refused", stderr)
     assert {read.batch.service for read in read_topic(embedded_broker)} == {"probes"}
+
+
+def test_each_kind_of_the_configuration_becomes_a_check_that_knows_its_address() -> None:
+    """With nobody listening, each fails as its own kind does; a heartbeat is nothing to run."""
+    text = """
+health_checks:
+- {name: http, service: a, http: {url: "http://127.0.0.1:PORT/"}}
+- {name: tcp, service: a, tcp: {host: 127.0.0.1, port: PORT}}
+- {name: kafka, service: a, kafka: {bootstrap_servers: "127.0.0.1:PORT"}, timeout: 500ms}
+- {name: clickhouse, service: a, clickhouse: {url: "http://127.0.0.1:PORT"}}
+- {name: postgresql, service: a, postgresql: {host: 127.0.0.1, port: PORT}}
+- {name: redis, service: a, redis: {host: 127.0.0.1, port: PORT}}
+- {name: command, service: a, command: {arguments: [sh, -c, exit 2]}}
+- {name: heartbeat, service: a, heartbeat: {}}
+"""
+    items = load([("health.yaml", text.replace("PORT", str(free_port())))]).items
+    models = [item.model for item in items if isinstance(item.model, HealthCheck)]
+    checks = checks_of(models, KafkaSettings())
+    refused = dict.fromkeys(("http", "tcp", "clickhouse", "postgresql", "redis"), "connection_refused")
+    assert {one.kind: run_check(one).reason for one in checks} == refused | {
+        "kafka": "kafka_unreachable",
+        "command": "exit_2",
+    }
 
 
 def test_what_is_wrong_is_told_by_line(tmp_path: Path) -> None:

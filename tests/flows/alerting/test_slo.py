@@ -415,6 +415,16 @@ def test_another_target_keeps_what_was_counted_and_another_indicator_does_not() 
     assert Slo(spec(period="7d", alerts=[HOUR_PAGE]), state=state).empty
 
 
+def test_an_alert_that_is_configured_no_more_is_resolved() -> None:
+    slo = paging()
+    run = Run(slo).go(100, 1.0)
+    state = Slo(spec(alerts=[]), state=pickle.loads(pickle.dumps(slo.snapshot()))).snapshot()
+    without = Slo(spec(alerts=[]), state=state)  # restarted before it was evaluated
+    (event,) = without.evaluate(run.t_us + STEP)[0]
+    assert (event.transition, event.reason) == (Transition.RESOLVED, "it is no longer configured")
+    assert without.evaluate(run.t_us + 2 * STEP)[0] == []
+
+
 def test_state_of_another_format_is_refused() -> None:
     with pytest.raises(ValueError, match="format 99"):
         Slo(spec(), state=(99, (), (), {}))
