@@ -7,6 +7,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def environment() -> dict[str, Any]:
 
 
 def publish(results: list[dict[str, Any]], *, as_json: bool, history: bool) -> None:
-    """Prints the results, and appends them to the history."""
+    """Prints the results, a table for each `part` they may name, and appends them to the history."""
     where = environment()
     lines = [json.dumps(result | where) for result in results]
     if history:
@@ -44,7 +45,8 @@ def publish(results: list[dict[str, Any]], *, as_json: bool, history: bool) -> N
     if as_json:
         print("\n".join(lines))
         return
-    show(results, f"{where['machine']}, Python {where['python']}, commit {where['commit']}")
+    for _, part in groupby(results, key=lambda result: result.get("part")):
+        show(list(part), f"{where['machine']}, Python {where['python']}, commit {where['commit']}")
 
 
 def show(results: list[dict[str, Any]], caption: str) -> None:

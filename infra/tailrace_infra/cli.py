@@ -355,13 +355,16 @@ def complete_app() -> typer.Typer:
     from tailrace_infra import (
         alerts_command,
         config_command,
+        detect_command,
         health_command,
         io_command,
         notify_command,
         replay_command,
     )
 
-    for module in (replay_command, config_command, alerts_command, health_command, notify_command, io_command):
+    for module in (
+        replay_command, config_command, alerts_command, health_command, notify_command, io_command, detect_command,
+    ):  # fmt: skip
         module.register(app)
     return app
 

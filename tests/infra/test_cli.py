@@ -23,7 +23,7 @@ pytest.importorskip("chdb")
 
 COMMANDS = [
     "up", "run", "agent", "replay", "sql", "migrate", "topics", "check", "status", "kafka start", "kafka stop", "apply",
-    "config list", "config diff", "config history", "notify",
+    "config list", "config diff", "config history", "notify", "detect",
 ]  # fmt: skip
 NOWHERE = {
     "TAILRACE_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1",
