@@ -362,7 +362,8 @@ SCENARIOS = {
         """
           0s | fire a service=web; fire b service=db |
          30s |                                       | web first a; root first b
-        100s | config two                            | db first b
+        100s | config two                            |
+        101s |                                       | db first b
         330s |                                       | root changed a
         """,
     ),
@@ -371,7 +372,8 @@ SCENARIOS = {
         """
           0s | fire a; fire b |
          10m | resolve b      |
-         20m | config some    | mail first a
+         20m | config some    |
+       1201s |                | mail first a
         """,
     ),
 }  # fmt: skip

@@ -46,12 +46,14 @@ BYTES_MAX: Final = 400_000
 ENDED_KEPT: Final = 20_000
 ENDED_KEPT_US: Final = 3_600_000_000
 """Alerts that are over are remembered for so long (and so many), to know their events when they come again."""
+LATE_US: Final = 1_000_000
+"""What comes late waits so long for what comes late with it, instead of another `group_wait`."""
 STATE_VERSION: Final = 1
 _SEVERITIES: Final = {severity.value: rank for rank, severity in enumerate(Severity)}
 
 
 class Dispatcher:
-    """State: about 1 kB an alert. An event costs about 30 us, a look at a group 2 us an alert."""
+    """State: 0.6 kB an alert. An event costs 20 to 60 us, a look at a group 10 us an alert that is told."""
 
     def __init__(self, config: DispatchConfig, state: bytes | None = None, now_us: int = 0) -> None:
         """Anew, or from `snapshot`'s bytes; the configuration may be another one than then.
@@ -73,6 +75,8 @@ class Dispatcher:
                 raise ValueError(f"the dispatcher's state has format {version}, not {STATE_VERSION}")
             self._alerts, self._groups, self._changes, self._ended, self._silences = parts
         self._config = config
+        self._next_us: int | None = None
+        """When a group is due, or earlier: so that an event costs the same however many groups there are."""
         self._build(now_us)
 
     def snapshot(self) -> bytes:
@@ -152,20 +156,21 @@ class Dispatcher:
 
     def next_us(self) -> int | None:
         """When `on_time` has something to do; None: not before the next event."""
-        return min((group.due_us() for group in self._groups.values()), default=None)
+        return self._next_us
 
     def on_time(self, now_us: int) -> list[Notification]:
         """What is to be sent now, in the order in which it was due."""
+        if self._next_us is None or now_us < self._next_us:
+            return []
         due = sorted(
             (group for group in self._groups.values() if group.due_us() <= now_us),
             key=lambda group: (group.due_us(), group.key),
         )
-        if not due:
-            return []
-        self._expire_silences(now_us)
-        self._calm_down(now_us)
-        held = self._held(now_us)
         found: list[Notification] = []
+        if due:
+            self._expire_silences(now_us)
+            self._calm_down(now_us)
+            held = self._held(now_us)
         for group in due:
             node = self._nodes[group.node]
             before = list(group.members)
@@ -178,6 +183,7 @@ class Dispatcher:
                     self._leave(identity, group.key)
             if group.empty(node, now_us):
                 del self._groups[group.key]
+        self._next_us = min((group.due_us() for group in self._groups.values()), default=None)
         return found
 
     def _held(self, now_us: int) -> Held:
@@ -211,6 +217,7 @@ class Dispatcher:
                 for identity in list(group.members):
                     self._leave(identity, group.key)
                 del self._groups[group.key]
+        self._next_us = min((group.due_us() for group in self._groups.values()), default=None)
 
     def _activate(
         self, identity: Identity, known: Tracked | None, alert: Alert, event: AlertEvent, labels: dict[str, str]
@@ -262,7 +269,9 @@ class Dispatcher:
                 group = self._groups[key] = Group(key, node.key, group_labels, now_us + node.group_wait_us)
             group.members.setdefault(identity)
             if not group.flushed and alert.fired_us + node.group_wait_us < now_us:
-                group.next_us = min(group.next_us, now_us)  # it has waited long enough elsewhere
+                # It has waited long enough elsewhere; but so have others that come with it.
+                group.next_us = min(group.next_us, now_us + LATE_US)
+            self._next_us = group.next_us if self._next_us is None else min(self._next_us, group.next_us)
         alert.groups = tuple(wanted)
         if not alert.groups and not alert.firing:
             self._drop(identity)
