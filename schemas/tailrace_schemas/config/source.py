@@ -254,7 +254,7 @@ def _explain(model: type[BaseModel], error: Any) -> tuple[Key, str]:
         allowed = sorted(_allowed(model, place[:-1]))
         close = get_close_matches(str(place[-1]), allowed, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        return place, f"there is no such key{hint}" + (f" Allowed: {', '.join(allowed)}" if allowed else "")
+        return place, f"there is no such key{hint or '.'}" + (f" Allowed: {', '.join(allowed)}" if allowed else "")
     if kind == "missing":
         return place[:-1], f"{place[-1]!r} is missing"
     if kind in ("value_error", "assertion_error"):

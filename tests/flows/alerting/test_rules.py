@@ -251,6 +251,18 @@ def test_a_changed_group_keeps_the_alerts_of_rules_that_stay() -> None:
     assert [event.alert and event.alert.name for event in changed.evaluate(store, 20 * S)] == ["C"]
 
 
+def test_a_command_goes_to_the_rule_whose_alert_it_names() -> None:
+    rule = "value: '1', op: gt, threshold: 0"
+    group = AlertGroup(group_of(f"groups: [{{name: g, rules: [{{alert: A, {rule}}}, {{alert: B, {rule}}}]}}]"))
+    _, second = group.evaluate(WindowStore({}), 10 * S)
+    assert second.alert is not None
+    command = Command(id="c", kind=CommandKind.MARK, alert_id=second.alert.id, time=time_of(11 * S), author="ann")
+    (answer,) = group.command(command) or []
+    assert answer.alert is not None
+    assert (answer.alert.name, answer.alert.false_positive) == ("B", True)
+    assert group.command(command.model_copy(update={"alert_id": "another"})) is None
+
+
 def test_a_store_keeps_as_much_as_any_rule_looks_back() -> None:
     rules = [
         "{alert: A, metric: m, aggregate: mean, window: 1m, op: gt, threshold: 0}",

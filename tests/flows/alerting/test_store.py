@@ -100,6 +100,22 @@ def test_a_revised_row_replaces_its_sketch() -> None:
     assert found["b"] == pytest.approx(50, rel=0.006)
 
 
+def test_sketches_of_different_scales_merge_at_the_coarsest() -> None:
+    series = Series("g", "distribution", "s", (("host", "a"),))
+    rows = [Row("s", series, 10, (1.0, 2.0, 30.0), scale=6), Row("s", series, 20, (0.1, -5.0), scale=3)]
+    store = store_of(*rows, sketches_s=600)
+    for how, expected in (
+        ("p50", 1.0),
+        ("p0", -5.0),
+        ("p80", 2.0),
+        ("fraction_below(1.5)", 0.6),
+        ("fraction_above(1.5)", 0.4),
+    ):
+        assert values(store, how, 0, 20)["a"] == pytest.approx(expected, rel=0.05), how
+    for how, expected in (("min", -5.0), ("max", 30.0), ("count", 5)):
+        assert values(store, how, 0, 20)["a"] == expected
+
+
 def test_rows_and_series_that_nobody_looks_back_at_are_forgotten() -> None:
     store = WindowStore({"g": Keep(60 * S, 30 * S)})
     for end_s in range(10, 2010, 10):

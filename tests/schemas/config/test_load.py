@@ -182,6 +182,30 @@ def test_every_line_is_that_of_its_key() -> None:
     assert document.line(("a", "x", "y")) == 1
 
 
+@pytest.mark.parametrize(
+    ("change", "place", "hint"),
+    [
+        (
+            "treshold: 0.8",
+            "groups[0].rules[0].treshold",
+            "did you mean 'threshold'? Allowed: aggregate, alert, and, by,",
+        ),
+        ("fro: 5m", "groups[0].rules[0].fro", "did you mean 'for'? Allowed: aggregate, alert, and, by,"),
+        (
+            "queries: {a: {metrik: m}}",
+            "groups[0].rules[0].queries.a.metrik",
+            "did you mean 'metric'? Allowed: aggregate, kind, metric, where, window",
+        ),
+        ("and: [{valu: a}]", "groups[0].rules[0].and[0].valu", "did you mean 'value'? Allowed: op, threshold, value"),
+        ("xyz: 1", "groups[0].rules[0].xyz", "there is no such key. Allowed: aggregate, alert,"),
+    ],
+)
+def test_a_slip_of_the_key_is_told_with_what_is_allowed_there(change: str, place: str, hint: str) -> None:
+    (found,) = [one for one in problems(f"{RULE}    {change}\n") if place in one]
+    assert found.startswith(f"rules.yaml:10: {place}: there is no such key")
+    assert hint in found
+
+
 # -- records -------------------------------------------------------------------------------------------
 
 
