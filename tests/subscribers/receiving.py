@@ -150,19 +150,19 @@ def smtp_server(tls: ssl.SSLContext | None = None, *, starttls: bool = True) -> 
         controller.stop()
 
 
-def apply(bootstrap_servers: str, text: str) -> None:
+def apply(bootstrap_servers: str, text: str, topics: Topics = TOPICS) -> None:
     """Puts a configuration in force."""
-    ensure_topics({"bootstrap.servers": bootstrap_servers}, TOPICS)
+    ensure_topics({"bootstrap.servers": bootstrap_servers}, topics, partitions=1)
     records = [record_of(item) for item in load([("test.yaml", text)]).items]
-    publish(KafkaWriter({"bootstrap.servers": bootstrap_servers}, lambda: False), TOPICS.config, records)
+    publish(KafkaWriter({"bootstrap.servers": bootstrap_servers}, lambda: False), topics.config, records)
 
 
-def produce(bootstrap_servers: str, notifications: list[Notification]) -> None:
+def produce(bootstrap_servers: str, notifications: list[Notification], topics: Topics = TOPICS) -> None:
     """As the dispatcher's flow does."""
     producer = Producer({"bootstrap.servers": bootstrap_servers, "partitioner": "murmur2_random", "log_level": 0})
     for one in notifications:
         message = notification_message(one)
-        producer.produce(TOPICS.notifications, message.value, message.key, headers=message.headers)
+        producer.produce(topics.notifications, message.value, message.key, headers=message.headers)
         producer.poll(0)
     assert producer.flush(10) == 0
 

@@ -6,12 +6,14 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import psutil
 import pytest
 import yaml
 from confluent_kafka import Producer
 from tailrace_schemas.notifications import Notification
+from tailrace_schemas.topics import Topics
 
 from tests.flows.alerting.dispatching import START_US, World, config_of
 from tests.flows.alerting.scenario import S
@@ -173,22 +175,28 @@ def test_what_needs_no_message_is_counted_and_left_behind(embedded_broker: str, 
     assert counts == {("hook", "sent"): 1, ("hook", "messages"): 1, ("hook", "duplicate"): 1}
 
 
-def test_a_kill_repeats_at_most_one_message_for_each_receiver(embedded_broker: str, hook: Hook, tmp_path: Path) -> None:
+@pytest.mark.parametrize("broker", ["embedded_broker", pytest.param("kafka", marks=pytest.mark.kafka)])
+def test_a_kill_repeats_at_most_one_message_for_each_receiver(
+    broker: str, hook: Hook, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """Killed in the middle; a second one finishes. One receiver fails all the time until then."""
+    servers = request.getfixturevalue(broker)
+    topics = Topics(f"test-{uuid4().hex[:8]}")
+    prefix = {"TAILRACE_KAFKA__TOPIC_PREFIX": topics.prefix}
     failing = threading.Event()
     failing.set()
     hook.answer = lambda path: (500, {}, b"") if path == "/bad" and failing.is_set() else (200, {}, b"")
     names = ("one", "two", "three", "bad")
-    apply(embedded_broker, hooks(hook, *names))
+    apply(servers, hooks(hook, *names), topics)
     batch = [notification(number, names[number % 4]) for number in range(400)]
-    produce(embedded_broker, batch)
-    with notifier(embedded_broker, tmp_path / "out") as running:
+    produce(servers, batch, topics)
+    with notifier(servers, tmp_path / "out", **prefix) as running:
         running.until(lambda: len(hook.ids("/one")) >= 23)
         running.process.kill()
         running.process.wait()
     assert len(hook.ids("/one")) < 100
     failing.clear()
-    with notifier(embedded_broker, tmp_path / "out") as running:
+    with notifier(servers, tmp_path / "out", **prefix) as running:
         running.until(lambda: all(len(set(hook.ids(f"/{name}"))) == 100 for name in names), 60)
         assert running.stop() == 0
     for name in names[:3]:
