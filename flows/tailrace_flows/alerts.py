@@ -1,6 +1,6 @@
 """The alert dataflow: window rows, configuration and commands -> alert events, statuses, notifications.
 
-`tailrace_flows.slo` and `.health` are the same dataflow with another of its PARTS.
+`tailrace_flows.slo` and `.health` are the same dataflow with other parts.
 `python -m bytewax.run tailrace_flows.alerts:flow` runs it with the settings of the environment; `tailrace run alerts`
 adds recovery and clean stops. See docs/alerting.md.
 """
@@ -37,8 +37,6 @@ from tailrace_flows.source import Place, TopicSource
 
 __all__ = ["add_alerts", "build_flow", "flow"]
 
-PARTS = ("rules", "slo", "health", "response")
-"""What an alert dataflow may have in it: what is judged, and what follows from all alert events."""
 LOOKBACK_S = 3600
 """How old the records are, at most, with which a flow begins that has no state."""
 
@@ -157,7 +155,7 @@ def build_flow(
 
 
 def add_alerts(dataflow: Dataflow, adapters: Adapters, parts: Collection[str]) -> None:
-    """The steps of an alert dataflow with some of PARTS in it."""
+    """The steps of an alert dataflow; `parts`: of `rules`, `slo`, `health`, and `response` to all alert events."""
     topics = adapters.settings.kafka.topics
     client = adapters.settings.kafka.client()
 

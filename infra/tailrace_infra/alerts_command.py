@@ -21,7 +21,7 @@ from tailrace_sinks.kafka import KafkaWriter
 from tailrace_infra.errors import EXPECTED, reason
 from tailrace_infra.output import Format, write_rows
 
-__all__ = ["register"]
+__all__ = ["ask", "register"]
 
 ANSWER_S: Final = 15.0
 """A flow answers a command within a second or two; after this time it is not running."""
@@ -70,8 +70,7 @@ def list_alerts(
         tailrace alerts list --all --format json
     """
     where = "1" if every else "status != 'resolved'"
-    columns, rows = _query(_settings(data_dir), _LIST.format(where=where), {"limit": limit})
-    write_rows(columns, rows, format)
+    write_rows(*ask(data_dir, _LIST.format(where=where), {"limit": limit}), format)
 
 
 @alerts_app.command("show")
@@ -195,6 +194,11 @@ def watch(
         fail(f"{kafka.bootstrap_servers}: {reason(error)}")
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+
+
+def ask(data_dir: Path | None, query: str, parameters: dict[str, Any]) -> tuple[list[str], list[Any]]:
+    """Columns and rows of a query; ends the command where ClickHouse does not answer."""
+    return _query(_settings(data_dir), query, parameters)
 
 
 def _settings(data_dir: Path | None) -> Settings:

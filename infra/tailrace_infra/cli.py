@@ -2,9 +2,10 @@
 
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, NoReturn, TypeVar
+from typing import Annotated, Final, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
@@ -125,7 +126,9 @@ def up(
 
 @app.command()
 def run(
-    flow: Annotated[str, typer.Argument(help="Which flow: windows, alerts, slo, health, or all of them.")],
+    flow: Annotated[
+        str, typer.Argument(help="windows, alerts, slo, health; several in one process as alerts,slo; or all.")
+    ],
     processes: Annotated[int, typer.Option(min=1, max=64, help="Bytewax processes on this host.")] = 1,
     duration: Annotated[float | None, typer.Option(min=1, help="Seconds to run; default: until stopped.")] = None,
 ) -> None:
@@ -135,15 +138,17 @@ def run(
 
         tailrace run windows
 
-        tailrace run alerts
+        tailrace run alerts,slo,health
 
         TAILRACE_KAFKA__BOOTSTRAP_SERVERS=kafka:9092 tailrace run windows --processes 4
     """
     from tailrace_infra.errors import EXPECTED, reason
-    from tailrace_infra.run import FLOWS, FlowError, run_flow
+    from tailrace_infra.run import FlowError, names_of, run_flow
 
-    if flow not in FLOWS:
-        raise typer.BadParameter(f"{flow!r} is no flow; there are: {', '.join(FLOWS)}", param_hint="FLOW")
+    try:
+        names_of(flow)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="FLOW") from None
     try:
         run_flow(flow, load_settings(), processes, duration)
     except (FlowError, *EXPECTED) as error:
@@ -350,22 +355,23 @@ def _kafka(action: Callable[[], Result]) -> Result:
         fail(str(error))
 
 
+PARTS: Final = (
+    "replay_command",
+    "config_command",
+    "alerts_command",
+    "slo_command",
+    "health_command",
+    "notify_command",
+    "io_command",
+    "detect_command",
+)
+"""Modules of this package that add commands of their own with `register`, in the order of --help."""
+
+
 def complete_app() -> typer.Typer:
     """The command with the parts that have modules of their own."""
-    from tailrace_infra import (
-        alerts_command,
-        config_command,
-        detect_command,
-        health_command,
-        io_command,
-        notify_command,
-        replay_command,
-    )
-
-    for module in (
-        replay_command, config_command, alerts_command, health_command, notify_command, io_command, detect_command,
-    ):  # fmt: skip
-        module.register(app)
+    for name in PARTS:
+        import_module(f"tailrace_infra.{name}").register(app)
     return app
 
 

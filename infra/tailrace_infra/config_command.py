@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -16,7 +17,7 @@ from tailrace_sinks.kafka import KafkaWriter
 from tailrace_infra.errors import reason
 from tailrace_infra.output import Format, write_rows
 
-__all__ = ["CONFIG_FILE", "Change", "changes_of", "publish_config", "register", "stored_config"]
+__all__ = ["CONFIG_FILE", "Change", "changes_of", "default_config", "publish_config", "register", "stored_config"]
 
 CONFIG_FILE: Final = "config.json"
 """In the directory of an embedded stack: what its broker, which keeps nothing, is told at its next start."""
@@ -76,7 +77,7 @@ def apply(
 
 @config_app.command("list")
 def list_config(data_dir: DataDir = None, format: FormatOption = Format.TABLE) -> None:
-    """Show what is in force, and what it means.
+    """Show what is in force, and what it means: a row for each sentence.
 
     Examples:
 
@@ -87,7 +88,7 @@ def list_config(data_dir: DataDir = None, format: FormatOption = Format.TABLE) -
     rows = []
     for key, model in sorted(_in_force(data_dir).items()):
         kind, _, name = key.partition("/")
-        rows.append([kind, name, " ".join(model.sentences())])
+        rows += [[kind, name, sentence] for sentence in model.sentences() or [""]]
     write_rows(["kind", "name", "meaning"], rows, format)
 
 
@@ -195,6 +196,13 @@ def stored_config(data_dir: Path) -> list[Record] | None:
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path}: {error} - remove it to start with the defaults") from None
     return [Record(key, value) for key, value in values.items()]
+
+
+def default_config() -> list[Record]:
+    """What Tailrace ships: rules, objectives and checks of hosts and HTTP services."""
+    shipped = files("tailrace_infra") / "defaults"
+    texts = [(one.name, one.read_text("utf-8")) for one in shipped.iterdir() if one.name.endswith(".yaml")]
+    return [record_of(item) for item in load(sorted(texts)).items]
 
 
 def _in_force(data_dir: Path | None) -> dict[str, ConfigModel]:

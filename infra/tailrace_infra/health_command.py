@@ -11,6 +11,7 @@ from tailrace_flows.settings import KafkaSettings
 from tailrace_producers import health
 from tailrace_schemas.config.health import RUNNER, HealthCheck
 
+from tailrace_infra.alerts_command import ask
 from tailrace_infra.config_command import load_files
 from tailrace_infra.errors import EXPECTED, reason
 from tailrace_infra.output import Format, write_rows
@@ -19,6 +20,17 @@ from tailrace_infra.signals import StopSignal
 __all__ = ["checks_of", "register"]
 
 log = logging.getLogger(__name__)
+
+_SHOW = """
+SELECT service, check, status, since, reason, response_time_s, root_causes
+FROM health
+ORDER BY indexOf(['unhealthy', 'degraded', 'unknown', 'healthy'], status), service, check
+"""
+
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="Directory of an embedded stack.", file_okay=False, show_default=False)
+]
+FormatOption = Annotated[Format, typer.Option("--format", "-f", help="How rows are printed.")]
 
 health_app = typer.Typer(help="How services fare.", no_args_is_help=True)
 
@@ -31,6 +43,17 @@ def register(app: typer.Typer) -> None:
     app.add_typer(health_app, name="health")
 
 
+@health_app.command("show")
+def show(data_dir: DataDir = None, format: FormatOption = Format.TABLE) -> None:
+    """Show how services and their checks fare, the worst first, with the root causes.
+
+    Examples:
+
+        tailrace health show
+    """
+    write_rows(*ask(data_dir, _SHOW, {}), format)
+
+
 @health_app.command("run")
 def run(
     files: Annotated[
@@ -41,10 +64,7 @@ def run(
     ] = False,
     service: Annotated[str, typer.Option(help="service.name of the results.")] = RUNNER,
     duration: Annotated[float | None, typer.Option(min=1, help="Seconds to run; default: until stopped.")] = None,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option("--data-dir", help="Directory of an embedded stack.", file_okay=False, show_default=False),
-    ] = None,
+    data_dir: DataDir = None,
     format: Annotated[Format, typer.Option("--format", "-f", help="How rows are printed, with --once.")] = Format.TABLE,
 ) -> None:
     """Run the health checks of files at their intervals and push what they find to Kafka.

@@ -9,7 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from tailrace_infra.overview import Gauge, Overview, Top
+from tailrace_infra.overview import Active, Gauge, Objective, Overview, Top
 
 __all__ = ["human_rate", "human_value", "line", "screen"]
 
@@ -49,6 +49,14 @@ def human_rate(per_second: float) -> str:
     return f"{per_second:.1f} /s"
 
 
+def human_age(seconds: int) -> str:
+    """12 s, 4 min, 3 h."""
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
+
+
 def human_value(value: float, unit: str) -> str:
     """A value in its UCUM unit, scaled: 0.0123 s is 12.3 ms."""
     if unit == "s":
@@ -79,6 +87,7 @@ def line(overview: Overview, rate: float) -> str:
     parts += [f"{name.replace(' ', '_')}={value}" for name, value in problems(overview.counters).items()]
     for gauge in _worst(overview.gauges):
         parts.append(f"{gauge.metric}={gauge.value:.2f}")
+    parts += [f"alert={one.name.replace(' ', '_')}({one.severity})" for one in overview.alerts]
     for top in overview.top[:1]:
         parts.append(f"busiest={top.metric} p99={human_value(top.p99, top.unit).replace(' ', '')}")
     return " ".join(parts)
@@ -101,9 +110,54 @@ def screen(overview: Overview, rate: float, where: str, height: int = 40) -> Ren
         return Group(head, waiting)
     # Beside the rows themselves: head 2 or 3, frame 2, table 4, and one that stays free for the cursor.
     rows = max(6, height - 11)
-    top = overview.top[: max(3, rows // 2)]
-    gauges = _worst_first(overview.gauges)[: max(3, rows - len(top))]
-    return Group(head, Panel(_gauges(gauges), title="host"), _top(top))
+    alerts, objectives = overview.alerts[: rows // 4], overview.objectives[: rows // 6]
+    said = [part for part in (_alerts(alerts), _objectives(objectives, overview.health)) if part is not None]
+    rows -= len(alerts) + len(objectives) + 2 * len(said) + bool(overview.health)
+    top = overview.top[: max(2, rows // 2)]
+    gauges = _worst_first(overview.gauges)[: max(1, rows - len(top))]
+    return Group(head, *said, Panel(_gauges(gauges), title="host"), _top(top))
+
+
+SHADES = {"critical": "bold red", "error": "red", "warning": "yellow", "info": "cyan"}
+
+
+def _alerts(alerts: list[Active]) -> RenderableType | None:
+    """Active alerts, the gravest first."""
+    if not alerts:
+        return None
+    table = Table.grid(padding=(0, 1), expand=True)
+    rows = [(one.severity, one.name, human_age(one.seconds)) for one in alerts]
+    for column in zip(*rows, strict=True):
+        table.add_column(no_wrap=True, width=max(map(len, column)))
+    table.add_column(overflow="ellipsis", no_wrap=True, ratio=1)
+    for one, (severity, name, age) in zip(alerts, rows, strict=True):
+        state = "" if one.status == "active" else f"{one.status}: "
+        table.add_row(Text(severity, SHADES.get(severity, "")), Text(name, "bold"), age, Text(state + one.description))
+    return Panel(table, title="alerts", border_style=SHADES.get(alerts[0].severity, ""))
+
+
+def _objectives(objectives: list[Objective], health: Mapping[str, str]) -> RenderableType | None:
+    """What is left of error budgets, and which services do not fare well."""
+    if not objectives and not health:
+        return None
+    table = Table.grid(padding=(0, 1))
+    table.add_column()
+    table.add_column(width=20)
+    table.add_column(justify="right")
+    table.add_column()
+    for one in objectives:
+        left = one.budget_remaining
+        shade = "red" if left < 0.1 else "yellow" if left < 0.5 else "green"
+        done = min(1.0, max(0.0, left))
+        bar = ProgressBar(total=1.0, completed=done, width=20, complete_style=shade, finished_style=shade)
+        burn = "" if one.burn_rate_1h is None else f", burning at {one.burn_rate_1h:.3g}"
+        table.add_row(Text(one.name), bar, Text(f"{left:.1%}", shade), f"of the budget left{burn}")
+    shades = {"degraded": "yellow", "unhealthy": "red"}
+    ill = [Text(f"{name} {status}", shades[status]) for name, status in health.items() if status in shades]
+    well = len(health) - len(ill)
+    fares = Text("  ", overflow="ellipsis", no_wrap=True).join([*ill, Text(f"{well} healthy", "green" if well else "")])
+    fares.no_wrap, fares.overflow = True, "ellipsis"
+    return Panel(Group(table, fares) if health else table, title="objectives and health")
 
 
 def _worst(gauges: list[Gauge]) -> list[Gauge]:

@@ -6,7 +6,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from tailrace_flows.settings import KafkaSettings
 
-__all__ = ["Gauge", "Lag", "LagReader", "Overview", "Top", "read_overview"]
+__all__ = ["Active", "Gauge", "Lag", "LagReader", "Objective", "Overview", "Top", "read_overview"]
 
 TIMEOUT_S = 5.0
 
@@ -33,6 +33,23 @@ GROUP BY service, metric, unit, attributes, kind
 ORDER BY per_second DESC, service, metric
 LIMIT {limit:UInt32}
 """
+
+_ALERTS = """
+SELECT severity, status, name, description,
+       toUInt32(greatest(0, dateDiff('second', assumeNotNull(started_at), now64())))
+FROM alerts
+WHERE status != 'resolved' AND NOT has(tags, 'watchdog')
+ORDER BY indexOf(['critical', 'error', 'warning', 'info'], severity), started_at
+LIMIT {limit:UInt32}
+"""
+
+_OBJECTIVES = """
+SELECT slo, objective, budget_remaining, burn_rate_1h
+FROM slo_status WHERE window_end > now() - 120 AND total > 0
+ORDER BY slo, window_end DESC LIMIT 1 BY slo
+"""
+
+_HEALTH = "SELECT service, status FROM health WHERE check = '' AND status != 'unknown' ORDER BY service"
 
 _COUNTERS = "SELECT name, sum(value) AS total FROM counters GROUP BY name"
 
@@ -63,6 +80,28 @@ class Top:
 
 
 @dataclass(frozen=True)
+class Active:
+    """An alert that is active or acknowledged."""
+
+    severity: str
+    status: str
+    name: str
+    description: str
+    seconds: int
+    """Since it began."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """An objective that counted events lately."""
+
+    name: str
+    objective: float
+    budget_remaining: float
+    burn_rate_1h: float | None
+
+
+@dataclass(frozen=True)
 class Lag:
     """Records of the samples topic that are not yet consumed, and how many there are in all."""
 
@@ -80,6 +119,11 @@ class Overview:
     newest_window_end: Any = None
     rows_last_hour: int = 0
     lag: Lag | None = None
+    alerts: list[Active] = field(default_factory=list)
+    """The gravest first, without the watchdog."""
+    objectives: list[Objective] = field(default_factory=list)
+    health: dict[str, str] = field(default_factory=dict)
+    """Service -> status."""
 
 
 class LagReader:
@@ -125,4 +169,7 @@ def read_overview(client: Any, lag: LagReader | None, top: int = 8) -> Overview:
         newest if rows else None,
         rows,
         lag.read() if lag else None,
+        [Active(*row) for row in client.query(_ALERTS, parameters={"limit": top}).result_rows],
+        [Objective(*row) for row in client.query(_OBJECTIVES).result_rows],
+        dict(client.query(_HEALTH).result_rows),
     )

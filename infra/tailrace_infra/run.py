@@ -11,11 +11,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from importlib import import_module
-from typing import Final
+from pathlib import Path
 
 from clickhouse_connect.driver.exceptions import ClickHouseError
 from tailrace_flows import runner
+from tailrace_flows.all import FLOWS, compose, joined_name
 from tailrace_flows.core.feed import PoisonedError
 from tailrace_flows.settings import Settings
 from tailrace_schemas import clock
@@ -28,7 +28,7 @@ from tailrace_infra.child import Child, ChildError, announce_ready, exit_with_pa
 from tailrace_infra.logs import configure_logging
 from tailrace_infra.signals import StopSignal
 
-__all__ = ["FLOWS", "FlowError", "run_flow"]
+__all__ = ["FlowError", "names_of", "run_flow"]
 
 log = logging.getLogger(__name__)
 
@@ -36,18 +36,25 @@ STOP_TIMEOUT_S = 8.0
 ROLLUP_S = 300
 
 
-FLOWS: Final = {
-    "windows": "rows of 10 s and 1 m out of samples",
-    "alerts": "alert rules, and who is told",
-    "slo": "objectives and their burn rates",
-    "health": "the health of services",
-    "all": "all of them in one process",
-}
-"""Modules of `tailrace_flows`, and what each computes."""
-
-
 class FlowError(Exception):
     """The flow ended by itself: the message says why, for people."""
+
+
+def names_of(flow: str) -> list[str]:
+    """The flows that `windows`, `alerts,slo` or `all` mean.
+
+    Raises:
+        ValueError: one of them is none.
+    """
+    names = list(FLOWS) if flow == "all" else flow.split(",")
+    if unknown := [name for name in names if name not in FLOWS]:
+        raise ValueError(f"{unknown[0]!r} is no flow; there are: {', '.join(FLOWS)}, all")
+    return names
+
+
+def recovery_of(flow: str, settings: Settings) -> Path:
+    """The directory of a flow's state."""
+    return settings.recovery.directory / joined_name(names_of(flow))
 
 
 def run_flow(
@@ -57,7 +64,7 @@ def run_flow(
     duration_s: float | None = None,
     ready: Callable[[], object] = lambda: None,
 ) -> None:
-    """Runs one of FLOWS until SIGTERM, SIGINT or `duration_s`. Main thread only.
+    """Runs a flow, or several in one (`alerts,slo`), until SIGTERM, SIGINT or `duration_s`. Main thread only.
 
     Raises:
         LockedError: another instance uses the recovery directory.
@@ -67,7 +74,7 @@ def run_flow(
     found = check_kafka(settings)
     if not found.ok:
         raise FlowError(found.detail)
-    with runner.lock(settings.recovery.directory / flow):
+    with runner.lock(recovery_of(flow, settings)):
         if processes == 1:
             _run_here(flow, settings, 0, None, duration_s, ready)
         else:
@@ -82,12 +89,13 @@ def _run_here(
     duration_s: float | None,
     ready: Callable[[], object],
 ) -> None:
-    build = import_module(f"tailrace_flows.{flow}").build_flow
-    if process == 0 and flow in ("windows", "all"):
+    names = names_of(flow)
+    build = compose(names)
+    if process == 0 and "windows" in names:
         threading.Thread(target=_roll_up, args=(settings,), name="rollup", daemon=True).start()
     try:
         runner.run(
-            settings, build, settings.recovery.directory / flow, process=process, addresses=addresses,
+            settings, build, recovery_of(flow, settings), process=process, addresses=addresses,
             duration_s=duration_s, ready=ready,
         )  # fmt: skip
     except Exception as error:
@@ -164,7 +172,7 @@ def _free_ports(count: int) -> list[int]:
 def main() -> None:
     """One flow process."""
     parser = argparse.ArgumentParser(prog="python -m tailrace_infra.run", description=main.__doc__)
-    parser.add_argument("flow", choices=FLOWS)
+    parser.add_argument("flow")
     parser.add_argument("--process", type=int, default=0)
     parser.add_argument("--addresses", default="")
     parser.add_argument("--duration", type=float)
@@ -174,7 +182,7 @@ def main() -> None:
     settings = Settings()
 
     def ready() -> None:
-        announce_ready(recovery=str((settings.recovery.directory / options.flow).resolve()))
+        announce_ready(recovery=str(recovery_of(options.flow, settings).resolve()))
 
     try:
         if options.addresses:

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import IO
 
 from tailrace_flows import runner
+from tailrace_flows.all import joined_name
 from tailrace_flows.settings import Settings
 from tailrace_schemas.clock import monotonic_s
 from tailrace_sinks.clickhouse import connect
 from tailrace_sinks.migrate import migrate
 
 from tailrace_infra.child import Child, ChildError, start_child
+from tailrace_infra.config_command import default_config, publish_config, stored_config
 from tailrace_infra.topics import ensure_topics
 
 __all__ = ["Endpoints", "Stack", "embedded_stack", "names_servers", "running_endpoints", "start_clickhouse"]
@@ -149,13 +151,16 @@ def embedded_stack(
     *,
     clickhouse_port: int = CLICKHOUSE_PORT,
     flow: bool = True,
+    alerts: bool = False,
     say: Callable[[str], None] = log.info,
 ) -> Iterator[Stack]:
     """Runs the stack while the context lasts; afterwards nothing of it is left running.
 
-    The flow drains first, so that what was read is stored; then ClickHouse and the broker stop.
+    The flow drains first, so that what was read is stored; then ClickHouse and the broker stop. With `alerts`, rules,
+    objectives and health are judged too, by what was last applied to the directory, or else by the shipped defaults.
 
     Raises:
+        ValueError: what was last applied cannot be read.
         LockedError: another stack uses the directory.
         ChildError: a part did not come up; quotes its log.
     """
@@ -179,20 +184,26 @@ def embedded_stack(
                 migrate(client, stack.settings.clickhouse)
             if flow:
                 say("the flow is starting ...")
-                _start_flow(stack)
+                _start_flow(stack, "flow", "windows")
+            if alerts:
+                applied = stored_config(data_dir)
+                publish_config(stack.settings.kafka, default_config() if applied is None else applied)
+                _start_flow(stack, "alerts", "alerts,slo,health")
             run_file.write_text(json.dumps(asdict(endpoints)))
             yield stack
         finally:
             run_file.unlink(missing_ok=True)
             stack.stop("agent")
             stack.stop("flow", FLOW_STOP_S)
+            stack.stop("alerts", FLOW_STOP_S)
             stack.stop("clickhouse")
             stack.stop("broker")
 
 
-def _start_flow(stack: Stack) -> None:
+def _start_flow(stack: Stack, part: str, flow: str) -> None:
+    """Starts a part of the stack that is a flow, or several in one."""
     directory = stack.data_dir / "recovery"
-    own = directory / "windows"
+    own = directory / joined_name(flow.split(","))
     until_s = monotonic_s() + LEFT_OVER_S
     while runner.is_locked(own) and monotonic_s() < until_s:
         threading.Event().wait(LEFT_OVER_POLL_S)
@@ -203,7 +214,7 @@ def _start_flow(stack: Stack) -> None:
         # And senders go on only as epochs commit.
         "TAILRACE_RECOVERY__EPOCH_S": "0.25",
     }
-    stack.start("flow", "tailrace_infra.run", "windows", environment=recovery)
+    stack.start(part, "tailrace_infra.run", flow, environment=recovery)
 
 
 def _patiently(start: Callable[[], Child]) -> Child:

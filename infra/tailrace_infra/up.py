@@ -63,7 +63,7 @@ def run_up(
             console.print(text, style="dim", highlight=False, soft_wrap=True)
 
         try:
-            with embedded_stack(settings, data_dir, clickhouse_port=clickhouse_port, say=say) as stack:
+            with embedded_stack(settings, data_dir, clickhouse_port=clickhouse_port, alerts=True, say=say) as stack:
                 stack.start("agent", "tailrace_infra.agent", "--child", *agent_options(interval_s))
                 say(f"Kafka's protocol is on {stack.endpoints.bootstrap_servers}")
                 say(f"ClickHouse's HTTP interface is on {stack.endpoints.clickhouse_url}")
@@ -81,7 +81,7 @@ def run_up(
                     raise
         except _PartFailedError as error:
             fail(str(error))
-        except (*EXPECTED, _InterruptedError) as error:
+        except (*EXPECTED, ValueError, _InterruptedError) as error:
             # A child may have died of the terminal's Ctrl-C in the instant before it had its own session.
             if not isinstance(error, _InterruptedError) and not (isinstance(error, ChildError) and stop.is_set()):
                 fail(reason(error))

@@ -52,21 +52,23 @@ class Up:
         return found
 
     def parts(self) -> dict[str, psutil.Process]:
-        """Its processes, by the last part of their module's name."""
+        """Its processes, by the last part of their module's name; flows are `flow` and `alerts`, as in its logs."""
         found = {}
         for child in psutil.Process(self.process.pid).children():
             command = child.cmdline()
             if "-m" in command:  # else it is not yet what it will be, but a copy of its parent
-                found[command[command.index("-m") + 1].rsplit(".", 1)[-1]] = child
+                module, *arguments = command[command.index("-m") + 1 :]
+                name = module.rsplit(".", 1)[-1]
+                found[name if name != "run" else "flow" if arguments[0] == "windows" else "alerts"] = child
         return found
 
     def all_parts(self) -> dict[str, psutil.Process]:
-        """Its processes, once there are four."""
+        """Its processes, once there are five."""
 
         def look() -> dict[str, psutil.Process] | None:
             assert self.process.poll() is None, self.output()
             found = self.parts()
-            return found if len(found) == 4 else None
+            return found if len(found) == 5 else None
 
         found = eventually(look, 60)
         assert found is not None

@@ -23,7 +23,9 @@ pytest.importorskip("chdb")
 
 COMMANDS = [
     "up", "run", "agent", "replay", "sql", "migrate", "topics", "check", "status", "kafka start", "kafka stop", "apply",
-    "config list", "config diff", "config history", "notify", "detect",
+    "config list", "config diff", "config history", "alerts list", "alerts show", "alerts ack", "alerts resolve",
+    "alerts annotate", "alerts mark", "alerts silence", "alerts watch", "slo list", "slo show", "health run",
+    "health show", "notify", "detect",
 ]  # fmt: skip
 NOWHERE = {
     "TAILRACE_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1",

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tailrace_flows.core.alerting.rules import AlertGroup, keep_of
 from tailrace_flows.core.alerting.store import WindowStore
+from tailrace_infra.config_command import default_config
 from tailrace_schemas.config import load
 from tailrace_schemas.config.rules import RuleGroup
 
@@ -107,3 +108,9 @@ def test_examples_of_the_docs_are_valid(number: int) -> None:
 
 def test_the_docs_have_examples() -> None:
     assert len(EXAMPLES) == 3
+
+
+def test_everything_shipped_is_one_valid_configuration() -> None:
+    keys = {record.key for record in default_config()}
+    assert {f"rule_group/{group.name}" for group in groups()} < keys
+    assert {"slo/http-availability", "slo/http-latency", "slo/host-collection", "health_check/host-agent"} < keys

@@ -3,7 +3,7 @@
 import pytest
 from rich.console import Console
 from tailrace_infra.live import human_rate, human_value, line, screen
-from tailrace_infra.overview import Gauge, Lag, Overview, Top
+from tailrace_infra.overview import Active, Gauge, Lag, Objective, Overview, Top
 
 GAUGES = [
     Gauge("system.cpu.utilization", {}, 0.85),
@@ -40,6 +40,33 @@ def test_it_fits_the_terminal_and_shows_every_number(width: int, height: int) ->
         assert shown in text
     for shown in ("1.2 M/s", "12.3 ms", "45.6 ms", "1.5 s", "0.922"):
         assert shown in text
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40), (200, 60)])
+def test_alerts_objectives_and_health_fit_too_the_gravest_first(width: int, height: int) -> None:
+    alerts = [
+        Active("critical", "active", "HostSilent", "web-1 has sent [nothing] for a minute", 75),
+        *[Active("warning", "acknowledged", "HostHighCpu", "CPUs of web-2 are busy " * 9, 7_300)] * 20,
+    ]
+    objectives = [Objective(f"slo-{number}", 0.99, left, 2.5) for number, left in enumerate((0.04, 0.4, 1.0) * 3)]
+    health = {"web": "unhealthy", "db": "healthy", **{f"service-{number}": "healthy" for number in range(30)}}
+    overview = Overview(GAUGES, TOP, {"samples": 5}, "t", 5, Lag(17, 40), alerts, objectives, health)
+    lines = drawn(overview, width, height).splitlines()
+    assert len(lines) < height
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    for shown in (
+        "critical HostSilent",
+        "1 min",
+        "[nothing]",
+        "2 h",
+        "slo-0",
+        "4.0%",
+        "burning at 2.5",
+        "web unhealthy",
+    ):
+        assert shown in text
+    assert "alert=HostSilent(critical)" in line(overview, 1.0)
 
 
 def test_text_in_brackets_is_shown_and_a_column_of_nothing_is_not() -> None:
