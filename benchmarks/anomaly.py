@@ -1,4 +1,4 @@
-"""The detector on labelled series (NAB, ms_cloud), its false alarms and power on generated ones, and what it costs."""
+"""The detector on labelled series (NAB, ms_cloud), its false alarms and power on generated ones, forecasts, and cost."""
 
 import argparse
 import csv
@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 from tailrace_flows.core.anomaly import Detector, DetectorBank
+from tailrace_flows.core.forecast import forecast, predict_linear
 from tailrace_infra.series_file import read_series
 
 from benchmarks.anomaly_load import Load, generate
 from benchmarks.common import say
 
 DATA = Path(os.environ.get("TAILRACE_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
-PARTS = ("nab", "curve", "ms_cloud", "alarms", "cost")
+PARTS = ("nab", "curve", "ms_cloud", "alarms", "forecast", "cost")
 PROFILES = {"standard": "standard", "low_fp": "reward_low_FP_rate", "low_fn": "reward_low_FN_rate"}
 NOISES = (
     ("normal", 0.02), ("normal", 0.05), ("normal", 0.1), ("normal", 0.2),
@@ -45,6 +46,8 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
         results += _ms_cloud(options.data)
     if "alarms" in parts:
         results += _alarms(options.series // len(NOISES))
+    if "forecast" in parts:
+        results += _forecasts(options.data)
     if "cost" in parts:
         results += _cost()
     return results
@@ -198,6 +201,33 @@ def _alarms(each: int) -> list[dict[str, Any]]:
             "shifts_found": round(float(found[part].mean()), 3),
             **{f"above_{score}": float(above[i, part].mean() / (minute + 1)) for i, score in enumerate(scores)},
         })  # fmt: skip
+    return results
+
+
+# -- forecasts -------------------------------------------------------------------------------------------
+
+
+def _forecasts(data: Path) -> list[dict[str, Any]]:
+    """Errors of forecasts of real growth every 15 days, beside those of least squares."""
+    results = []
+    for path in sorted((data / "system" / "storage_growth").glob("*.csv")):
+        table = np.loadtxt(path, delimiter=",", skiprows=1)
+        for days, ahead in ((90, 30), (90, 90), (365, 90)):
+            errors, straight, inside = [], [], []
+            for end in range(days, len(table) - ahead, 15):
+                times, values = table[end - days : end].T
+                actual, ahead_s = table[end - 1 + ahead, 1], ahead * 86_400
+                found = forecast(times, values, limit=0)
+                errors.append(abs(found.level + found.slope * ahead_s - actual))
+                straight.append(abs(predict_linear(times, values, times[-1], ahead_s) - actual))
+                low, high = (found.level + slope * ahead_s for slope in (found.slope_low, found.slope_high))
+                inside.append(low - 1 <= actual <= high + 1)
+            results.append({
+                "benchmark": "anomaly", "part": "forecast", "series": path.stem, "history_days": days, "ahead_days": ahead,
+                "mean_error": float(np.mean(errors)), "least_squares_mean_error": float(np.mean(straight)),
+                "median_error": float(np.median(errors)), "least_squares_median_error": float(np.median(straight)),
+                "inside_interval": round(float(np.mean(inside)), 2),
+            })  # fmt: skip
     return results
 
 

@@ -1,7 +1,9 @@
-"""`tailrace detect`: the detector of the flow on one series in a file."""
+"""`tailrace detect` and `tailrace forecast`: one series in a file."""
 
 import csv
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from math import inf, isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 from tailrace_flows.core.anomaly import AnomalyConfig, Detector, Direction
+from tailrace_flows.core.forecast import Forecast, forecast, least_squares
 
 from tailrace_infra.errors import reason
 from tailrace_infra.output import Format, write_rows
@@ -20,11 +23,13 @@ stderr = Console(stderr=True)
 
 COLUMNS = ("timestamp", "value", "anomaly_score", "flag", "expected", "low", "high")
 DEFAULTS = AnomalyConfig()
+DAY_S = 86_400
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command."""
+    """Adds the commands."""
     app.command("detect")(detect_file)
+    app.command("forecast")(forecast_file)
 
 
 def detect_file(
@@ -79,6 +84,75 @@ def detect_file(
     if series.missing:
         notes.append(f"{series.missing} without a number: score 0")
     stderr.print("; ".join(notes), style="dim", highlight=False, soft_wrap=True)
+
+
+def forecast_file(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="CSV with timestamp and value; .gz too.")],
+    limit: Annotated[float, typer.Option(help="The value that must not be reached, from below or above.")],
+    column: Annotated[str, typer.Option(help="Which column holds the value.")] = "value",
+    time_column: Annotated[
+        str, typer.Option(help="Which column holds the time. [default: timestamp, else time]", show_default=False)
+    ] = "",
+    days: Annotated[
+        float | None, typer.Option(min=0, help="Look at this many days before the last row only; default: all rows.")
+    ] = None,
+    format: Annotated[Format, typer.Option("--format", "-f", help="How figures are printed.")] = Format.TABLE,
+) -> None:
+    """Say when a series reaches a limit, from a robust slope, with an interval; never is left empty.
+
+    least_squares_at is what `predict_linear` of Prometheus would say of the same rows.
+
+    Examples:
+
+        tailrace forecast disk.csv --column used_bytes --limit 500e9 --days 30
+
+        tailrace forecast memory.csv --limit 0 --format json
+    """
+    from tailrace_infra.cli import fail
+
+    try:
+        series = read_series(file, column, time_column)
+        last_us = max((t for t, v in zip(series.times_us, series.numbers, strict=True) if isfinite(v)), default=0)
+        since_us = -1 if days is None else last_us - days * DAY_S * 1e6
+        rows = [
+            ((time_us - last_us) / 1e6, number)
+            for time_us, number in zip(series.times_us, series.numbers, strict=True)
+            if isfinite(number) and time_us >= since_us
+        ]
+        if not rows:
+            fail(f"{file}: no row has a number")
+        times_s, values = zip(*rows, strict=True)
+        found = forecast(times_s, values, limit)
+    except (SeriesFileError, OSError, ValueError) as error:
+        fail(reason(error))
+    slope, value = least_squares(times_s, values)
+    straight_s = (limit - value) / slope if slope else inf
+    write_rows(["figure", "value"], _figures(found, last_us, straight_s, len(rows)), format)
+
+
+def _figures(found: Forecast, last_us: int, straight_s: float, rows: int) -> list[tuple[Any, ...]]:
+    return [
+        ("rows", rows),
+        ("last_time", _moment(last_us, 0)),
+        ("value_now", found.level),
+        ("change_per_day", found.slope * DAY_S),
+        ("change_per_day_low", found.slope_low * DAY_S),
+        ("change_per_day_high", found.slope_high * DAY_S),
+        ("reached_at", _moment(last_us, found.reached_in_s)),
+        ("earliest_at", _moment(last_us, found.earliest_in_s)),
+        ("latest_at", _moment(last_us, found.latest_in_s)),
+        ("least_squares_at", _moment(last_us, straight_s if straight_s >= 0 else inf)),
+    ]
+
+
+def _moment(last_us: int, ahead_s: float) -> datetime | None:
+    """That many seconds after the last row; None: never, or after the year 9999."""
+    if not isfinite(ahead_s):
+        return None
+    try:
+        return datetime.fromtimestamp(last_us // 1_000_000, UTC) + timedelta(seconds=round(ahead_s))
+    except OverflowError:
+        return None
 
 
 def _judged(series: SeriesFile, config: AnomalyConfig) -> Iterator[tuple[Any, ...]]:

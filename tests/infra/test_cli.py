@@ -25,7 +25,7 @@ COMMANDS = [
     "up", "run", "agent", "replay", "sql", "migrate", "topics", "check", "status", "kafka start", "kafka stop", "apply",
     "config list", "config diff", "config history", "alerts list", "alerts show", "alerts ack", "alerts resolve",
     "alerts annotate", "alerts mark", "alerts silence", "alerts watch", "slo list", "slo show", "health run",
-    "health show", "notify", "detect",
+    "health show", "notify", "detect", "forecast",
 ]  # fmt: skip
 NOWHERE = {
     "TAILRACE_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1",

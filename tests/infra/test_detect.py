@@ -150,3 +150,25 @@ def test_scores_of_a_prefix_are_those_of_the_whole() -> None:
         cut = len(points) * 2 // 3
         detector = Detector()
         assert repr([detector.update(*point) for point in points[:cut]]) == repr(whole[:cut]), path
+
+
+# -- forecast ----------------------------------------------------------------------------------------------
+
+
+def test_forecast_says_when_a_limit_is_reached(tmp_path: Path) -> None:
+    rows = [f"2024-01-01 {hour:02}:00:00,{100 + 5 * hour}" for hour in range(20)]
+    path = write(tmp_path / "disk.csv", rows)
+    done = tailrace("forecast", str(path), "--limit", "295", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    found = {row["figure"]: row["value"] for row in json.loads(done.stdout)}
+    assert found["reached_at"] == found["least_squares_at"] == "2024-01-02T15:00:00Z"
+    assert found["change_per_day"] == pytest.approx(120)
+    never = tailrace("forecast", str(path), "--limit", "10", "--days", "0.2", "--format", "json")
+    found = {row["figure"]: row["value"] for row in json.loads(never.stdout)}
+    assert (found["rows"], found["reached_at"], found["least_squares_at"]) == (5, None, None)
+
+
+def test_forecast_without_a_number_says_so(tmp_path: Path) -> None:
+    done = tailrace("forecast", str(write(tmp_path / "disk.csv", ["2024-01-01,NaN"])), "--limit", "5")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no row has a number" in done.stderr

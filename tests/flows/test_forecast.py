@@ -1,0 +1,110 @@
+"""Forecasts: the reference cases exactly, and never worse than a straight line on real growth."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tailrace_flows.core.forecast import ewma_chart, forecast, least_squares, predict_linear
+
+from tests.data import data_file, reference
+
+DAY_S = 86_400
+
+
+@pytest.mark.parametrize("case", reference("promql_prediction"))
+def test_deriv_and_predict_linear_are_those_of_prometheus(case: dict[str, Any]) -> None:
+    ((series,), (expected,)) = case["series"], case["expected"]
+    at_s = case["eval_time_s"] if case["at_s"] is None else case["at_s"]
+    # A range with @ looks back from there, but predicts from the time of evaluation.
+    inside = [(t, v) for t, v in series["samples"] if at_s - case["range_s"] < t <= at_s]
+    times, values = zip(*inside, strict=True)
+    if case["function"] == "deriv":
+        found = least_squares(times, values)[0]
+    else:
+        found = predict_linear(times, values, case["eval_time_s"], case["params"][0])
+    assert found == pytest.approx(expected["value"], rel=1e-6)
+
+
+@pytest.mark.parametrize("case", reference("ewma_ols"))
+def test_means_and_lines_are_those_of_the_handbooks(case: dict[str, Any]) -> None:
+    if case["kind"] == "ewma_chart":
+        means, low, high = ewma_chart(case["data"], case["lam"], case["start"], case["sigma"], case["k"])
+        assert means == pytest.approx(case["ewma"], abs=0.005)
+        assert (low, high) == pytest.approx((case["lcl"], case["ucl"]), abs=2e-4)
+    else:
+        slope, intercept = least_squares(case["x"], case["y"])
+        assert (slope, intercept) == pytest.approx((case["slope"], case["intercept"]), abs=1e-7)
+
+
+def test_what_has_no_line_is_nan() -> None:
+    for times, values in (([], []), ([1], [1]), ([1, 1], [1, 2]), ([1, 2], [1, math.inf]), ([0, 1], [1e308, -1e308])):
+        assert math.isnan(predict_linear(times, values, 0, 10))
+
+
+@given(st.floats(0.1, 1e3), st.floats(-1e6, 1e6), st.integers(3, 700))
+def test_a_straight_line_is_continued(slope: float, start: float, count: int) -> None:
+    times = np.arange(count) * 60.0
+    found = forecast(times, start + slope * times, start + slope * (times[-1] + 3_600))
+    assert found.slope == pytest.approx(slope, rel=1e-3)
+    assert found.reached_in_s == pytest.approx(3_600, rel=0.05)
+    assert found.earliest_in_s <= found.reached_in_s <= found.latest_in_s
+
+
+def test_outliers_and_a_last_odd_point_do_not_move_it() -> None:
+    times = np.arange(200) * 60.0
+    values = 100 + times / 60
+    values[::17] = 9_000
+    values[-1] = 0
+    found = forecast(times, values, 399.0)
+    assert found.reached_in_s == pytest.approx(100 * 60, rel=0.02)
+
+
+def test_a_limit_below_is_reached_by_falling() -> None:
+    times = np.arange(50) * 60.0
+    assert forecast(times, 100 - times / 60, 0).reached_in_s == pytest.approx(51 * 60)
+    assert forecast(times, 100 + times / 60, 0).reached_in_s == math.inf
+
+
+def test_one_point_a_constant_and_a_limit_already_reached() -> None:
+    one = forecast([5], [1], 2)
+    assert (one.reached_in_s, one.earliest_in_s, one.latest_in_s) == (math.inf, 0, math.inf)
+    constant = forecast([0, 1, 2], [7, 7, 7], 9)
+    assert (constant.slope, constant.reached_in_s, constant.latest_in_s) == (0, math.inf, math.inf)
+    assert forecast([0, 1, 2], [7, 7, 7], 7).reached_in_s == 0
+
+
+def test_nothing_to_go_by_is_an_error_that_says_so() -> None:
+    with pytest.raises(ValueError, match="no finite point"):
+        forecast([1, 2], [math.nan, math.inf], 3)
+    with pytest.raises(ValueError, match="limit nan"):
+        forecast([1, 2], [1, 2], math.nan)
+
+
+@given(st.lists(st.tuples(st.floats(0, 2e9), st.floats(allow_nan=True)), max_size=30), st.floats(-1e300, 1e300))
+def test_any_points_give_an_interval_or_say_why_not(points: list[tuple[float, float]], limit: float) -> None:
+    times, values = [t for t, _ in points], [v for _, v in points]
+    if not any(map(math.isfinite, values)):
+        with pytest.raises(ValueError, match="no finite point"):
+            forecast(times, values, limit)
+        return
+    found = forecast(times, values, limit)
+    assert 0 <= found.earliest_in_s <= found.reached_in_s <= found.latest_in_s
+    assert found.slope_low <= found.slope <= found.slope_high
+
+
+@pytest.mark.parametrize("name", ["numenta_NAB", "sysstat_sysstat"])
+@pytest.mark.parametrize("ahead_days", [30, 90])
+def test_on_real_growth_it_errs_less_than_least_squares(name: str, ahead_days: int) -> None:
+    table = np.loadtxt(data_file(f"system/storage_growth/{name}.csv"), delimiter=",", skiprows=1)
+    errors, straight = [], []
+    for end in range(90, len(table) - ahead_days, 60):
+        times, values = table[end - 90 : end].T
+        actual = table[end - 1 + ahead_days, 1]
+        found = forecast(times, values, 1e12)
+        errors.append(abs(found.level + found.slope * ahead_days * DAY_S - actual))
+        straight.append(abs(predict_linear(times, values, times[-1], ahead_days * DAY_S) - actual))
+    assert np.mean(errors) <= np.mean(straight)
+    assert np.median(errors) <= np.median(straight)
