@@ -1,4 +1,4 @@
-"""The detector on labelled series (NAB, ms_cloud), its false alarms and power on generated ones, forecasts, and cost."""
+"""The detector on labelled series (NAB, ms_cloud), false alarms and power on generated ones, forecasts, cost."""
 
 import argparse
 import csv
@@ -223,7 +223,8 @@ def _forecasts(data: Path) -> list[dict[str, Any]]:
                 low, high = (found.level + slope * ahead_s for slope in (found.slope_low, found.slope_high))
                 inside.append(low - 1 <= actual <= high + 1)
             results.append({
-                "benchmark": "anomaly", "part": "forecast", "series": path.stem, "history_days": days, "ahead_days": ahead,
+                "benchmark": "anomaly", "part": "forecast", "series": path.stem, "history_days": days,
+                "ahead_days": ahead,
                 "mean_error": float(np.mean(errors)), "least_squares_mean_error": float(np.mean(straight)),
                 "median_error": float(np.median(errors)), "least_squares_median_error": float(np.median(straight)),
                 "inside_interval": round(float(np.mean(inside)), 2),

@@ -30,7 +30,7 @@ class Load:
     kind: str = "normal"
     seed: int = 1
     shifts: bool = False
-    """Add 50 % for 10 minutes on every second day from the eighth on."""
+    """Add 50 % for 10 minutes on the days 9, 16 and 23 (at a random minute)."""
 
 
 def generate(load: Load) -> tuple[Any, Any, Any]:
@@ -54,7 +54,7 @@ def generate(load: Load) -> tuple[Any, Any, Any]:
     values *= 10 ** rng.uniform(-2, 4, one)
     begins = np.empty((load.series, 0), dtype="i8")
     if load.shifts:
-        days = np.arange(8, load.days, 2)
+        days = np.arange(8, load.days, 7)
         begins = days * DAY + rng.integers(0, DAY - 10, (load.series, days.size))
         rows = np.arange(load.series)[:, None]
         for step in range(10):
