@@ -108,16 +108,15 @@ class _Respond(StatefulBatchLogic[Heard, Response, bytes]):
         self._responder = Responder(config(), clock.now_us(), state)
 
     def on_batch(self, values: list[Heard]) -> tuple[Iterable[Response], bool]:
-        found = []
         for value in values:
             now_us = clock.now_us()
             if isinstance(value, AlertEvent):
-                found.append(self._responder.on_event(value, now_us))
+                self._responder.on_event(value, now_us)
             elif isinstance(value, ConfigChange):
-                found.append(self._responder.on_change(value.key, value.model, now_us))
+                self._responder.on_change(value.key, value.model, now_us)
             else:
-                found.append(self._responder.on_command(value, now_us))
-        return [one for one in found if one], self.RETAIN
+                self._responder.on_command(value, now_us)
+        return self.on_notify()
 
     def on_notify(self) -> tuple[Iterable[Response], bool]:
         found = self._responder.on_time(clock.now_us())

@@ -56,7 +56,7 @@ def final(told: Iterable[Incident]) -> dict[str, Incident]:
 
 def run(events: Iterable[AlertEvent], incidents: Incidents | None = None) -> list[Incident]:
     incidents = incidents or Incidents()
-    return [one for event in events for one in incidents.on_event(event)]
+    return [one for event in events for one in incidents.on_events([event])]
 
 
 def stretches(one: Incident) -> list[tuple[int, int | None]]:
@@ -214,9 +214,9 @@ def test_any_order_of_alerts_duplicates_and_restarts_end_the_same(data: st.DataO
     while any(queues):
         queue = rng.choice([one for one in queues if one])
         sent.append(queue.pop(0))
-        told += incidents.on_event(sent[-1])
+        told += incidents.on_events(sent[-1:])
         if rng.random() < 0.2:
-            told += incidents.on_event(rng.choice(sent))
+            told += incidents.on_events([rng.choice(sent)])
         if rng.random() < 0.2:
             incidents = Incidents(pickle.loads(pickle.dumps(incidents.snapshot())))
     found = final(told)
@@ -237,6 +237,11 @@ def test_any_order_of_alerts_duplicates_and_restarts_end_the_same(data: st.DataO
         }
 
 
+def test_events_given_at_once_end_in_what_they_do_one_by_one() -> None:
+    events = [event for each in history(random.Random(3)) for event in each]
+    assert final(Incidents().on_events(events)) == final(run(events))
+
+
 def test_old_incidents_are_forgotten_and_the_version_goes_on() -> None:
     rule = Rule("errors")
     incidents = Incidents()
@@ -253,18 +258,10 @@ def test_a_flood_of_alerts_is_bounded_and_counted() -> None:
     many = RuleAlerts(AlertSpec("flood", "test/flood", Severity.WARNING))
     labels = [(("n", f"{n:04}"), ("service", "shop")) for n in range(1003)]
     events = many.evaluate(T0_US, dict.fromkeys(labels, 1.0))
-    told = [incidents.on_event(event) for event in events[:3]]
-    incidents._services["shop"].alerts.update(  # 1,000 more, without working out the incident each time
-        {
-            one.alert.id: type(incidents._services["shop"].alerts[events[0].alert.id])(0, one.alert)
-            for one in events[3:-1]
-            if one.alert
-        }  # type: ignore[union-attr]
-    )
-    told.append(incidents.on_event(events[-1]))
+    told = incidents.on_events(events)
     assert incidents.dropped == 3
-    assert len(told[-1][-1].alerts) == 1000
-    assert told[-1][-1].impact == "flood (warning, 1000 times)"
+    assert [len(one.alerts) for one in told] == [1000]
+    assert told[-1].impact == "flood (warning, 1000 times)"
 
 
 # -- figures -------------------------------------------------------------------------------------------

@@ -163,6 +163,8 @@ class Evaluator:
 
     def on_change(self, key: str, model: ConfigModel | None, now_us: int) -> Findings:
         """A record of the configuration changed; None: it was removed. What it does not touch keeps its state."""
+        if self._config.get(key) == model:
+            return Findings()
         config = dict(self._config)
         if model is None:
             config.pop(key, None)

@@ -1,6 +1,9 @@
 """What follows from alert events: notifications, incidents, and answers to commands that no evaluator knows.
 
-A plain state machine of one key; time is wall time, given by the caller.
+A plain state machine of one key; time is wall time, given by the caller. Give it all at hand, then call `on_time`:
+
+    responder.on_event(event, now_us)
+    response = responder.on_time(now_us)
 """
 
 import pickle
@@ -45,6 +48,9 @@ class Responder:
         self._config = dict(config)
         self._waiting: dict[str, tuple[int, Command]] = {}
         """Cause -> when it is answered here, and the command: nobody else has answered it so far."""
+        self._events: list[AlertEvent] = []
+        self._answers: list[AlertEvent] = []
+        """What came since the last `on_time`; a snapshot is never taken in between."""
         dispatcher = incidents = None
         if state is not None:
             version, dispatcher, incidents, self._waiting = pickle.loads(state)  # noqa: S301 - our own recovery state
@@ -56,35 +62,36 @@ class Responder:
         self._dispatcher = Dispatcher(DispatchConfig.of(self._config.values()), dispatcher, now_us)
         self._incidents = Incidents(incidents)
 
-    def on_change(self, key: str, model: ConfigModel | None, now_us: int) -> Response:
+    def on_change(self, key: str, model: ConfigModel | None, now_us: int) -> None:
         """A record of the configuration changed; None: it was removed."""
+        if self._config.get(key) == model:
+            return
         if model is None:
-            self._config.pop(key, None)
+            del self._config[key]
         else:
             self._config[key] = model
         self._dispatcher.on_config(DispatchConfig.of(self._config.values()), now_us)
-        return self.on_time(now_us)
 
-    def on_event(self, event: AlertEvent, now_us: int) -> Response:
+    def on_event(self, event: AlertEvent, now_us: int) -> None:
         """An event of the alerts topic."""
         self._waiting.pop(event.cause, None)
         self._dispatcher.on_event(event, now_us)
-        incidents = self._incidents.on_event(event)
-        return self.on_time(now_us)._replace(incidents=incidents)
+        self._events.append(event)
 
-    def on_command(self, command: Command, now_us: int) -> Response:
+    def on_command(self, command: Command, now_us: int) -> None:
         """A person's command: silences are carried out here, others are looked after."""
         answer = self._dispatcher.on_command(command, now_us)
-        if answer is not None:
-            return self.on_time(now_us)._replace(events=[answer])
-        self._waiting[f"command:{command.id}"] = (now_us + UNANSWERED_US, command)
-        return self.on_time(now_us)
+        if answer is None:
+            self._waiting[f"command:{command.id}"] = (now_us + UNANSWERED_US, command)
+        else:
+            self._answers.append(answer)
 
     def on_time(self, now_us: int) -> Response:
-        """What is due."""
+        """What is due, and what follows from all that came since the last call."""
         unanswered = [cause for cause, (due_us, _) in self._waiting.items() if due_us <= now_us]
-        events = [_unknown(cause, self._waiting.pop(cause)[1]) for cause in unanswered]
-        return Response(self._dispatcher.on_time(now_us), events)
+        answers = self._answers + [_unknown(cause, self._waiting.pop(cause)[1]) for cause in unanswered]
+        events, self._events, self._answers = self._events, [], []
+        return Response(self._dispatcher.on_time(now_us), answers, self._incidents.on_events(events))
 
     def next_us(self) -> int | None:
         """When `on_time` is wanted."""
