@@ -151,7 +151,7 @@ class DetectorBank:
     def update(self, times_us: Any, values: Any, slots: Any = None) -> Verdicts:
         """Judges one point of each of these series, then learns from it; without `slots`, of all of them.
 
-        `times_us` is one int or an array. Costs 0.3 us a point in large batches.
+        `times_us` is one int or an array. Costs some 0.4 us a point in large batches.
 
         Raises:
             ValueError: a series named twice.

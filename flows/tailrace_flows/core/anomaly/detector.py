@@ -167,7 +167,7 @@ class Detector:
         return self._bar
 
     def update(self, time_us: int, value: float) -> Verdict:
-        """Judges a point by itself and the points before it, then learns from it. Some 5 us."""
+        """Judges a point by itself and the points before it, then learns from it. Some 6 us."""
         if not -LARGEST < value < LARGEST:
             return UNKNOWN._replace(warming_up=self.points < self.config.warmup_points)
         self.points += 1
