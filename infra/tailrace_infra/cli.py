@@ -364,6 +364,7 @@ PARTS: Final = (
     "notify_command",
     "io_command",
     "detect_command",
+    "backtest_command",
 )
 """Modules of this package that add commands of their own with `register`, in the order of --help."""
 

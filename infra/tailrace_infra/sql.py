@@ -16,7 +16,7 @@ from tailrace_infra.child import Child, ChildError
 from tailrace_infra.errors import reason
 from tailrace_infra.stack import names_servers, running_endpoints, start_clickhouse
 
-__all__ = ["SqlError", "query_rows"]
+__all__ = ["SqlError", "query_rows", "server"]
 
 READONLY = 164
 """ClickHouse's code for a statement that would change something."""
@@ -43,7 +43,7 @@ def query_rows(
     """
     if not text.strip():
         raise SqlError("the query is empty")
-    with _server(settings, data_dir, explicit) as chosen:
+    with server(settings, data_dir, explicit) as chosen:
         try:
             with connect(chosen.clickhouse) as client:
                 context = client.create_query_context(text, settings={} if write else {"readonly": 2})
@@ -72,7 +72,12 @@ def _explain(error: Exception, settings: Settings) -> str:
 
 
 @contextmanager
-def _server(settings: Settings, data_dir: Path, explicit: bool) -> Iterator[Settings]:
+def server(settings: Settings, data_dir: Path, explicit: bool) -> Iterator[Settings]:
+    """The settings of the ClickHouse that is meant, see `query_rows`, which may run only for as long as this.
+
+    Raises:
+        SqlError: there is none.
+    """
     stored = data_dir / "clickhouse"
     if not explicit and names_servers(settings):
         yield settings

@@ -88,7 +88,7 @@ def test_every_rule_fires_when_it_should_and_not_before(name: str) -> None:
     rows = rows_of(series)
     for window in range(1, expected + 1):
         for row in rows.get(window * 10, []):
-            store.add(row.service, "", batch_of([row]))
+            store.add("", batch_of([row]))
         events = alerts.evaluate(store, (START_S + window * 10) * S)
         assert bool(events) == (window == expected), window
     (event,) = events

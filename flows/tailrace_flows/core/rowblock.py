@@ -1,4 +1,4 @@
-"""Rows of one window, as an Arrow record batch."""
+"""Rows of windows, as an Arrow record batch."""
 
 from typing import Any
 
@@ -13,7 +13,10 @@ from tailrace_flows.core.series import COUNTER, CUMULATIVE, DISTRIBUTION, EVENT,
 from tailrace_flows.core.sketch import CODE_BITS
 from tailrace_flows.core.window import CODE_BIAS, CODE_MASK, Window
 
-__all__ = ["build_rows"]
+__all__ = ["Cumulative", "build_rows", "rows_of"]
+
+Cumulative = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
+"""Of rows of cumulative counters: increase, resets, points, last."""
 
 
 def build_rows(
@@ -29,18 +32,37 @@ def build_rows(
 
     `increases` are those of the 10 s windows it consists of, in order.
     """
-    kinds = series.kinds[slots]
+    start_s = np.full(slots.size, start_us // 1_000_000)
+    cumulative = _combine(increases, slots[series.kinds[slots] == CUMULATIVE])
+    return rows_of(series, stream, config, start_s, slots, window, slots, cumulative)
+
+
+def rows_of(
+    series: SeriesIndex,
+    stream: str,
+    config: WindowConfig,
+    start_s: NDArray[np.int64],
+    series_slots: NDArray[np.int64],
+    window: Window,
+    slots: NDArray[np.int64],
+    cumulative: Cumulative,
+) -> Any:
+    """Likewise, where the slots of the window are not those of the series: row i is of series `series_slots[i]`.
+
+    `cumulative` has the figures of the rows that are of cumulative counters.
+    """
+    kinds = series.kinds[series_slots]
     count = window.count[slots]
-    cumulative = kinds == CUMULATIVE
+    is_cumulative = kinds == CUMULATIVE
     distribution = kinds == DISTRIBUTION
     spread = distribution | (kinds == GAUGE)
     increase = np.where(kinds == COUNTER, window.sum[slots], np.where(kinds == EVENT, count, np.nan))
     resets = np.zeros(slots.size, np.int64)
     version = count.copy()
     last = window.last[slots]
-    if cumulative.any():
-        rows = np.flatnonzero(cumulative)
-        increase[rows], resets[rows], version[rows], last[rows] = _combine(increases, slots[rows])
+    if is_cumulative.any():
+        rows = np.flatnonzero(is_cumulative)
+        increase[rows], resets[rows], version[rows], last[rows] = cumulative
     version += config.generation << 48
 
     keys, counts = window.sketch()
@@ -51,18 +73,18 @@ def build_rows(
         keys, counts = keys[kept], counts[kept]
     offsets = np.append(np.searchsorted(keys, slots << CODE_BITS), keys.size).astype(np.int32)
 
-    columns = {name: column.take(pa.array(slots)) for name, column in series.columns().items()}
+    columns = {name: column.take(pa.array(series_slots)) for name, column in series.columns().items()}
     columns |= {
         "service": pa.repeat(pa.scalar(series.service, pa.string()), slots.size),
         "stream": pa.repeat(pa.scalar(stream, pa.string()), slots.size),
-        "window_start": pa.repeat(pa.scalar(start_us // 1_000_000, pa.timestamp("s", tz="UTC")), slots.size),
+        "window_start": pa.array(start_s, pa.timestamp("s", tz="UTC")),
         "count": pa.array(count.astype(np.uint64)),
-        "sum": pa.array(window.sum[slots], mask=cumulative),
+        "sum": pa.array(window.sum[slots], mask=is_cumulative),
         "min": pa.array(window.min[slots], mask=~spread),
         "max": pa.array(window.max[slots], mask=~spread),
-        "last": pa.array(last, mask=~((kinds == GAUGE) | cumulative)),
+        "last": pa.array(last, mask=~((kinds == GAUGE) | is_cumulative)),
         "increase": pa.array(increase, mask=np.isnan(increase)),
-        "resets": pa.array(resets.astype(np.uint32), mask=~cumulative),
+        "resets": pa.array(resets.astype(np.uint32), mask=~is_cumulative),
         "bucket_index": pa.ListArray.from_arrays(offsets, pa.array(((keys & CODE_MASK) - CODE_BIAS).astype(np.int32))),
         "bucket_count": pa.ListArray.from_arrays(offsets, pa.array(counts.astype(np.uint64))),
         "scale": pa.array(np.full(slots.size, window.scale, np.int8), mask=~distribution),
@@ -71,10 +93,8 @@ def build_rows(
     return pa.record_batch([columns[field.name] for field in WINDOW_ROWS], schema=WINDOW_ROWS)
 
 
-def _combine(
-    increases: list[Increases | None], slots: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """increase, resets, points, last of cumulative `slots` over consecutive windows."""
+def _combine(increases: list[Increases | None], slots: NDArray[np.int64]) -> Cumulative:
+    """The figures of cumulative `slots` over consecutive windows."""
     increase = np.full(slots.size, np.nan)
     resets = np.zeros(slots.size, np.int64)
     points = np.zeros(slots.size, np.int64)

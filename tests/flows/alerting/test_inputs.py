@@ -39,7 +39,7 @@ class Counting:
 
     def add(self, rows: Sequence[Row]) -> None:
         for service in {row.service for row in rows}:
-            changed = self.store.add(service, "", batch_of([row for row in rows if row.service == service]))
+            changed = self.store.add("", batch_of([row for row in rows if row.service == service]))
             self.input.take(self.store, changed, self.slo)
 
     def restarted(self) -> "Counting":
@@ -255,7 +255,7 @@ def test_results_and_beats() -> None:
     store = WindowStore(source.keep)
 
     def add(service: str, *rows: Row) -> None:
-        source.take(store, store.add(service, "", batch_of(rows)), health)
+        source.take(store, store.add("", batch_of([row._replace(service=service) for row in rows])), health)
 
     add("health", run("one", "healthy", T0_S), took("one", [0.1, 0.3], T0_S), run("two", "degraded", T0_S, "slow"))
     add("db", counter("job.runs", 1, T0_S, job="nightly"), counter("job.runs", 1, T0_S + 30, job="other"))

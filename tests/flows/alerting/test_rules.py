@@ -60,7 +60,7 @@ def run(
     step_s = group.interval_us // S
     for t_s in range(10, (until_s or max(rows)) + 1, 10):
         for service in {row.service for row in rows.get(t_s, [])}:
-            store.add(service, "", batch_of([row for row in rows[t_s] if row.service == service]))
+            store.add("", batch_of([row for row in rows[t_s] if row.service == service]))
         if t_s % step_s:
             continue
         for event in group.evaluate(store, (START_S + t_s) * S):
@@ -324,7 +324,7 @@ def test_volumes_fill_up_as_in_the_kubernetes_mixin(case: dict[str, Any]) -> Non
     attributes = tuple(sorted([("volume", "v"), *(FLAGS[flag] for flag in case["flags"])]))
     for name, samples in case["series"].items():
         series = Series(f"volume.{name}", "gauge", "", attributes)
-        store.add("kubelet", "", batch_of(rows_at("kubelet", series, samples)))
+        store.add("", batch_of(rows_at("kubelet", series, samples)))
     expected = {int(one["at_s"]): one["firing"] for one in case["expected"]}
     for t_s in range(0, max(expected) + 1, 60):
         group.evaluate(store, (START_S + t_s) * S)
@@ -375,7 +375,7 @@ def test_absence_is_that_of_prometheus(case: dict[str, Any]) -> None:
     for one in case["series"]:
         labels = tuple(sorted(one["labels"].items()))
         rows = rows_at("any", Series(one["metric"], "gauge", "", labels), one["samples"])
-        store.add("any", "", batch_of(rows))
+        store.add("", batch_of(rows))
     events = group.evaluate(store, (START_S + int(case["eval_time_s"])) * S)
     found = [event.alert.labels for event in events if event.alert is not None]
     if function == "present_over_time":
@@ -420,10 +420,10 @@ def test_any_batches_any_repeats_and_any_restart_give_the_same_events(
                     store = WindowStore(store.keep, store.snapshot())
                     group = AlertGroup(group_of(text), group.snapshot())
                 for row in rows:
-                    store.add(row.service, "", batch_of([row]))
+                    store.add("", batch_of([row]))
                 seen += rows
             elif rows:
-                store.add("web", "", batch_of(rows))
+                store.add("", batch_of(rows))
             ids += [event.id for event in group.evaluate(store, (START_S + step * 10) * S)]
             store.forget((START_S + step * 10) * S)
         return ids

@@ -34,7 +34,7 @@ def store_of(*rows: Row, keep_s: int = 600, sketches_s: int = 0) -> WindowStore:
     metrics = {row.series.metric for row in rows} | {"g"}
     store = WindowStore(dict.fromkeys(metrics, Keep(keep_s * S, sketches_s * S)))
     for row in rows:
-        store.add(row.service, "", batch_of([row]))
+        store.add("", batch_of([row]))
     return store
 
 
@@ -63,24 +63,24 @@ def test_windows_are_left_open() -> None:
 def test_a_higher_version_replaces_and_a_lower_or_equal_one_is_ignored(order: tuple[int, int]) -> None:
     store = WindowStore({"g": Keep(600 * S)})
     for version in order:
-        store.add("s", "", batch_of([gauge(10, version * 5, version)]))
+        store.add("", batch_of([gauge(10, version * 5, version)]))
     assert values(store, "sum", 0, 10) == {"a": 10}
-    assert store.add("s", "", batch_of([gauge(10, 99, 2)])) == set()
+    assert store.add("", batch_of([gauge(10, 99, 2)])) == set()
     assert values(store, "sum", 0, 10) == {"a": 10}
-    assert store.add("s", "", batch_of([gauge(10, 99, 3)])) == {("g", 10 * S)}
+    assert store.add("", batch_of([gauge(10, 99, 3)])) == {("g", 10 * S)}
 
 
 def test_versions_in_one_batch_may_come_in_any_order() -> None:
     store = WindowStore({"g": Keep(600 * S)})
-    store.add("s", "", batch_of([gauge(10, 5, 3), gauge(10, 7, 9), gauge(10, 6, 4)]))
+    store.add("", batch_of([gauge(10, 5, 3), gauge(10, 7, 9), gauge(10, 6, 4)]))
     assert values(store, "sum", 0, 10) == {"a": 7}
 
 
 def test_only_the_live_stream_and_metrics_that_rules_ask_for_are_kept() -> None:
     store = store_of(gauge(10, 1))
-    assert store.add("s", "backfill", batch_of([gauge(20, 1)])) == set()
+    assert store.add("backfill", batch_of([gauge(20, 1)])) == set()
     other = Row("s", Series("other", "gauge"), 10, (1,))
-    assert store.add("s", "", batch_of([other, gauge(20, 1), other])) == {("g", 20 * S)}
+    assert store.add("", batch_of([other, gauge(20, 1), other])) == {("g", 20 * S)}
     assert store.metric("other") is None
 
 
@@ -93,7 +93,7 @@ def test_a_revised_row_replaces_its_sketch() -> None:
         [Row("s", series, 10, (1.0, 100.0, 100.0), 3)],
         [Row("s", series, 10, (7.0, 7.0), 2)],
     ):
-        store.add("s", "", batch_of(rows))
+        store.add("", batch_of(rows))
         store.metric("g").sketches(10 * S)  # type: ignore[union-attr]  # compacted at any time
     found = values(store, "p50", 0, 10)
     assert found["a"] == pytest.approx(100, rel=0.006)
@@ -120,7 +120,7 @@ def test_rows_and_series_that_nobody_looks_back_at_are_forgotten() -> None:
     store = WindowStore({"g": Keep(60 * S, 30 * S)})
     for end_s in range(10, 2010, 10):
         rows = [Row("s", Series("g", "distribution", "", (("host", f"h{end_s // 100}"),)), end_s, (1.0,))]
-        store.add("s", "", batch_of(rows))
+        store.add("", batch_of(rows))
         store.forget(end_s * S)
     metric = store.metric("g")
     assert metric is not None
@@ -131,7 +131,7 @@ def test_rows_and_series_that_nobody_looks_back_at_are_forgotten() -> None:
     assert len(store.label("host").values) < 2000
     store.forget(10_000 * S)
     assert (metric.windows, metric.series) == (0, [])
-    store.add("s", "", batch_of([gauge(20_000, 1)]))
+    store.add("", batch_of([gauge(20_000, 1)]))
     assert values(store, "sum", 19_000, 20_000) == {"a": 1}
 
 
@@ -141,8 +141,8 @@ def test_label_values_that_are_gone_are_forgotten() -> None:
     for turn in range(40):
         end_s = 10 + turn * 100
         rows = [gauge(end_s, 1, host=f"h{turn}-{number}") for number in range(100)]
-        store.add("s", "", batch_of(rows))
-        store.add("s", "", batch_of([row._replace(series=row.series._replace(metric="h")) for row in rows[:1]]))
+        store.add("", batch_of(rows))
+        store.add("", batch_of([row._replace(series=row.series._replace(metric="h")) for row in rows[:1]]))
         store.forget(end_s * S)
         sets, (first, second) = joined([selector.groups(store) for selector in selectors])
         assert sets.labels(int(second[-1])) in {sets.labels(int(number)) for number in first}
@@ -151,7 +151,7 @@ def test_label_values_that_are_gone_are_forgotten() -> None:
 
 def test_a_clock_that_is_far_off_costs_no_memory_and_is_counted() -> None:
     store = store_of(gauge(1_000_000, 1))
-    store.add("s", "", batch_of([gauge(4_000_000_000, 1), gauge(10, 1), gauge(1_000_010, 2)]))
+    store.add("", batch_of([gauge(4_000_000_000, 1), gauge(10, 1), gauge(1_000_010, 2)]))
     assert store.refused == 2
     assert values(store, "sum", 0, 2_000_000) == {"a": 3}
     metric = store.metric("g")
@@ -168,10 +168,10 @@ def test_a_service_that_is_hours_behind_keeps_its_place() -> None:
 def test_a_snapshot_is_independent_and_goes_on() -> None:
     store = store_of(gauge(10, 1), gauge(20, 2, host="b"))
     state = store.snapshot()
-    store.add("s", "", batch_of([gauge(20, 9, 7)]))
+    store.add("", batch_of([gauge(20, 9, 7)]))
     again = WindowStore(store.keep, state)
     assert values(again, "sum", 0, 20) == {"a": 1, "b": 2}
-    again.add("s", "", batch_of([gauge(20, 4, host="a"), gauge(30, 8, host="c"), gauge(10, 7, host="a")]))
+    again.add("", batch_of([gauge(20, 4, host="a"), gauge(30, 8, host="c"), gauge(10, 7, host="a")]))
     assert values(again, "sum", 0, 30) == {"a": 5, "b": 2, "c": 8}
     with pytest.raises(ValueError, match="has format 0, this Tailrace reads 1"):
         WindowStore({}, b"\x80\x04K\x00\x85\x94.")
@@ -195,7 +195,7 @@ def test_a_rule_over_a_hundred_thousand_series_makes_objects_of_those_past_the_t
     rule = f"{{alert: R, metric: g, aggregate: mean, by: [host], op: gt, threshold: {many - 3}}}"
     group = AlertGroup(group_of(f"groups: [{{name: g, rules: [{rule}]}}]"))
     store = WindowStore(keep_of([group]))
-    store.add("s", "", pa.record_batch(columns, schema=batch.schema))
+    store.add("", pa.record_batch(columns, schema=batch.schema))
     events = group.evaluate(store, 10 * S)
     assert [event.alert and event.alert.labels for event in events] == [{"host": "99998"}, {"host": "99999"}]
 
@@ -302,7 +302,7 @@ def test_values_are_those_of_the_slow_way_however_rows_came(
     for number in range(parts):
         part = shuffled[number::parts]
         for service in ("s", "t"):
-            store.add(service, "", batch_of([row for row in part if row.service == service]))
+            store.add("", batch_of([row for row in part if row.service == service]))
         if number == parts // 2:
             store = WindowStore(store.keep, store.snapshot())
             comparison.evaluate(store, t_s * S)  # reading changes nothing

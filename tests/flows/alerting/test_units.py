@@ -49,7 +49,7 @@ class Judge:
 
     def window(self, end_s: int, *values: tuple[Series, float]) -> Findings:
         rows = batch_of([Row("web", series, end_s, (value,)) for series, value in values])
-        changed = self.store.add("web", "", rows)
+        changed = self.store.add("", rows)
         self.found.append(self.unit.judge(self.store, end_s * S, changed, count))
         return self.found[-1]
 

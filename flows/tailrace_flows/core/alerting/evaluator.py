@@ -187,7 +187,7 @@ class Evaluator:
         if block.stream:
             return Findings()
         if block.window_seconds * 1_000_000 == STEP_US:
-            changed = self._store.add(block.service, block.stream, block.rows)
+            changed = self._store.add(block.stream, block.rows)
             for slot in self._slots.values():
                 keep = slot.unit.keep
                 slot.changed.update(one for one in changed if one[0] in keep)

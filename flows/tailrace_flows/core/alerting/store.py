@@ -178,7 +178,7 @@ class MetricRows:
 
     # -- writing ---------------------------------------------------------------------------------------
 
-    def add(self, service: str, batch: _Batch, chosen: NDArray[np.int64], keep: Keep) -> tuple[NDArray[np.int64], int]:
+    def add(self, batch: _Batch, chosen: NDArray[np.int64], keep: Keep) -> tuple[NDArray[np.int64], int]:
         """Takes the `chosen` rows of a batch, lower versions first.
 
         Returns:
@@ -189,7 +189,7 @@ class MetricRows:
         chosen = chosen[fits]
         if chosen.size == 0:
             return np.empty(0, np.int64), refused
-        slot = self._slots(service, batch, chosen)
+        slot = self._slots(batch, chosen)
         window = (batch.end_us[chosen] - self.first_end_us) // STEP_US
         newer = batch.version[chosen] > self._columns["version"][window, slot]
         if not newer.all():
@@ -263,21 +263,22 @@ class MetricRows:
             found = self._columns[name] = _matrix(name, *self._columns["count"].shape)
         return found
 
-    def _slots(self, service: str, batch: _Batch, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _slots(self, batch: _Batch, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
         """The slot of each row's series; new ones get the next."""
         ids = batch.series_id[chosen]
         slots, known = self._look_up(ids)
         if known.all():
             return slots
         new, first = np.unique(ids[~known], return_index=True)
-        met = batch.rows.select(["metric", "kind", "unit", "attributes"]).take(pa.array(chosen[~known][first]))
+        of_series = batch.rows.select(["service", "metric", "kind", "unit", "attributes"])
+        met = of_series.take(pa.array(chosen[~known][first]))
         found = [
-            Series(metric, kind, unit, tuple(tuple(pair) for pair in attributes))
-            for metric, kind, unit, attributes in zip(*(column.to_pylist() for column in met.columns), strict=True)
+            (service, Series(metric, kind, unit, tuple(tuple(pair) for pair in attributes)))
+            for service, metric, kind, unit, attributes in zip(*(col.to_pylist() for col in met.columns), strict=True)
         ]
         self._grow(0, self.windows, len(self.series) + len(found))
-        self.series += [(service, one) for one in found]
-        self.kind = np.concatenate([self.kind, np.array([KINDS.index(one.kind) for one in found], np.int8)])
+        self.series += found
+        self.kind = np.concatenate([self.kind, np.array([KINDS.index(one.kind) for _, one in found], np.int8)])
         self._ids = np.concatenate([self._ids, new])
         self._order = np.argsort(self._ids)
         return self._look_up(ids)[0]
@@ -389,7 +390,7 @@ class WindowStore:
         """The rows of a metric; None: there was none."""
         return self._metrics.get(name)
 
-    def add(self, service: str, stream: str, rows: Any) -> set[tuple[str, int]]:
+    def add(self, stream: str, rows: Any) -> set[tuple[str, int]]:
         """Takes a record batch of WINDOW_ROWS of 10 s windows; only the live stream, "", is kept.
 
         Returns:
@@ -411,7 +412,7 @@ class WindowStore:
             if keep is None:
                 continue
             metric = self._metrics.setdefault(name, MetricRows())
-            ends, refused = metric.add(service, batch, order[start:end], keep)
+            ends, refused = metric.add(batch, order[start:end], keep)
             self.refused += refused
             changed.update((name, end) for end in ends.tolist())
         return changed
