@@ -5,7 +5,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tailrace_flows.core.change import change_point, compare
 
@@ -67,6 +67,7 @@ def test_odd_sides() -> None:
     assert spiky.shift <= 1
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(finite, min_size=2, max_size=40), st.lists(finite, min_size=2, max_size=40))
 def test_turning_it_around_turns_the_answer(one: list[float], other: list[float]) -> None:
     there, back = compare(one, other), compare(other, one)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tailrace_flows.core.forecast import ewma_chart, forecast, least_squares, predict_linear
 
@@ -44,6 +44,7 @@ def test_what_has_no_line_is_nan() -> None:
         assert math.isnan(predict_linear(times, values, 0, 10))
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.floats(0.1, 1e3), st.floats(-1e6, 1e6), st.integers(3, 700))
 def test_a_straight_line_is_continued(slope: float, start: float, count: int) -> None:
     times = np.arange(count) * 60.0
@@ -83,10 +84,11 @@ def test_nothing_to_go_by_is_an_error_that_says_so() -> None:
         forecast([1, 2], [1, 2], math.nan)
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 2e9), st.floats(allow_nan=True)), max_size=30), st.floats(-1e300, 1e300))
 def test_any_points_give_an_interval_or_say_why_not(points: list[tuple[float, float]], limit: float) -> None:
     times, values = [t for t, _ in points], [v for _, v in points]
-    if not any(map(math.isfinite, values)):
+    if not any(abs(value) < 1e100 for value in values):
         with pytest.raises(ValueError, match="no finite point"):
             forecast(times, values, limit)
         return

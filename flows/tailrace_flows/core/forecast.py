@@ -14,6 +14,8 @@ PIECES = 10
 """The interval spans what the slope was in each of so many pieces of the history, and Sen's interval, which knows of
 independent noise only: growth comes in bursts."""
 NORMAL_95 = 1.96
+LARGEST = 1e100
+"""Values from here on, which no measurement has, are left out: sums of them could overflow."""
 LEVEL_POINTS = 5
 """The value now is the median of the last points' values, brought to the last time along the slope."""
 
@@ -35,12 +37,12 @@ class Forecast(NamedTuple):
 def forecast(times_s: Any, values: Any, limit: float) -> Forecast:
     """When the series reaches `limit` from the side where it is now; 0 if it is there.
 
-    Points that are not finite are left out. With no two times among the rest nothing is known: slope 0, and anything
-    between now and never. Some 10 ms. Source: Sen, "Estimates of the regression coefficient based on Kendall's tau",
-    1968.
+    Points that are not finite, or 1e100 and more, are left out; times are taken to the microsecond. With no two times
+    among the rest nothing is known: slope 0, and anything between now and never. Some 10 ms. Source: Sen, "Estimates of
+    the regression coefficient based on Kendall's tau", 1968.
 
     Raises:
-        ValueError: no finite point at all, or a limit that is not finite.
+        ValueError: no such point at all, or a limit that is not finite.
     """
     if not isfinite(limit):
         raise ValueError(f"limit {limit} is no finite number")
@@ -100,9 +102,10 @@ def ewma_chart(
 
 def _finite(times_s: Any, values: Any) -> tuple[Any, Any]:
     times, found = np.asarray(times_s, "f8"), np.asarray(values, "f8")
-    good = np.isfinite(times) & np.isfinite(found)
-    order = np.argsort(times[good], kind="stable")
-    return times[good][order], found[good][order]
+    good = np.isfinite(times) & (np.abs(found) < LARGEST)
+    times, found = np.round(times[good], 6), found[good]
+    order = np.argsort(times, kind="stable")
+    return times[order], found[order]
 
 
 def _thinned(times: Any, values: Any) -> tuple[Any, Any]:
