@@ -211,8 +211,8 @@ def _start_flow(stack: Stack, part: str, flow: str) -> None:
         "TAILRACE_RECOVERY__DIRECTORY": str(directory),
         # The embedded broker keeps 5 MB a partition: too little to read open windows from it again.
         "TAILRACE_RECOVERY__CONTENTS": "snapshot",
-        # And senders go on only as epochs commit.
-        "TAILRACE_RECOVERY__EPOCH_S": "0.25",
+        # Senders of samples go on only as epochs commit; nobody waits for the others', which cost.
+        "TAILRACE_RECOVERY__EPOCH_S": "0.25" if flow == "windows" else "1",
     }
     stack.start(part, "tailrace_infra.run", flow, environment=recovery)
 
