@@ -529,3 +529,19 @@ def test_without_delays_the_active_set_is_what_the_last_known_conditions_say(ste
         active |= {name for name in NAMES if states[name] == "past"}
         active -= {name for name in NAMES if states[name] == "ended"}
         assert {alert.labels["series"] for alert in player.alerts.alerts()} == active
+
+
+def test_a_rule_over_too_many_label_sets_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifecycle, "MAX_ALERTS", 3)
+    alerts = RuleAlerts(AlertSpec("Rule", "group/Rule", Severity.WARNING))
+    many = {labels_of(name): 1.0 for name in "abcde"}
+    assert [event.alert.labels["series"] for event in alerts.evaluate(0, many) if event.alert] == ["a", "b", "c"]
+    assert alerts.refused == 2
+    del many[labels_of("b")]  # makes room
+    told = [
+        (event.transition.value, event.alert.labels["series"]) for event in alerts.evaluate(10 * S, many) if event.alert
+    ]
+    assert told == [("resolved", "b"), ("active", "d")]
+    assert alerts.refused == 1
+    alerts.evaluate(20 * S, {})
+    assert alerts.refused == 0

@@ -3,6 +3,8 @@
 from typing import Any
 
 import pyarrow as pa
+import pytest
+from tailrace_flows.core.alerting import lifecycle
 from tailrace_flows.core.alerting.evaluator import Findings
 from tailrace_flows.core.alerting.store import WindowStore
 from tailrace_flows.core.alerting.units import HealthUnit, SloUnit, plan
@@ -125,3 +127,17 @@ def test_health_of_a_service_that_falls_silent() -> None:
     assert last["shop", ""]["status"] == "degraded"
     assert last["shop", ""]["root_causes"] == ["web"]
     assert ("active", "health/web") in [(transition, source) for transition, _, source in judge.events()]
+
+
+def test_a_rule_that_is_refused_alerts_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifecycle, "MAX_ALERTS", 2)
+    config = config_of("""
+groups:
+- {name: shop, rules: [{alert: Wide, metric: load, aggregate: last, window: 10s, by: [user], op: gt, threshold: 0}]}
+""")
+    unit = plan(("rules",), config)["rule_group/shop"].build(None)
+    store = WindowStore(unit.keep)
+    rows = [Row("web", Series("load", "gauge", "", (("user", str(number)),)), 10, (1.0,)) for number in range(5)]
+    counted: dict[str, int] = {}
+    unit.judge(store, 10 * S, store.add("", batch_of(rows)), counted.__setitem__)
+    assert counted == {"rule_evaluations": 1, "alerts_refused.shop/Wide": 3}

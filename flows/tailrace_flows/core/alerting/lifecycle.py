@@ -40,6 +40,8 @@ from tailrace_schemas.alerts import (
 
 __all__ = ["AlertSpec", "RuleAlerts", "describe"]
 
+MAX_ALERTS: Final = 10_000
+"""Of a rule at a time, pending ones included: 20 MB of state. What is past the threshold beyond that is refused."""
 RESOLVED_KEPT: Final = 100
 """Alerts of a rule that can still be annotated and marked after their end; the oldest make room."""
 RESOLVED_KEPT_US: Final = 7 * 24 * 3600 * 1_000_000
@@ -138,6 +140,8 @@ class RuleAlerts:
         """By alert id: all that are active or acknowledged, and the last ones resolved."""
         self._resolved: deque[str] = deque()
         """The ids of those, oldest first."""
+        self.refused = 0
+        """Label sets that the last evaluation did not take, since the rule has MAX_ALERTS."""
         if state is not None:
             self._restore(state)
 
@@ -166,6 +170,7 @@ class RuleAlerts:
             raise ValueError(f"{self.spec.source} was evaluated at {self._last_us} us already, now at {t_us} us")
         elapsed_us = 0 if self._last_us is None else t_us - self._last_us
         self._last_us = t_us
+        self.refused = 0
         self._forget(t_us)
         if not breached and not self._instances:
             return []
@@ -184,6 +189,9 @@ class RuleAlerts:
 
     def _breached(self, t_us: int, labels: Labels, value: float, instance: _Instance | None) -> AlertEvent | None:
         if instance is None:
+            if len(self._instances) >= MAX_ALERTS:
+                self.refused += 1
+                return None
             instance = self._instances[labels] = _Instance(t_us, value)
         instance.value = value
         instance.absent_us = None

@@ -57,7 +57,10 @@ class RuleUnit:
     ) -> Findings:
         """As `Unit.judge`: rules look at the store alone."""
         count("rule_evaluations", len(self._group.rules))
-        return Findings(self._group.evaluate(store, t_us))
+        events = self._group.evaluate(store, t_us)
+        for rule in self._group.rules.values():
+            count(f"alerts_refused.{rule.alerts.spec.source}", rule.alerts.refused)
+        return Findings(events)
 
     def command(self, command: Command) -> list[AlertEvent] | None:
         """As `Unit.command`."""
