@@ -45,7 +45,7 @@ LIMIT {{limit:UInt32}}
 """
 _SHOW = """
 SELECT time, transition, status, reason, current_value, acknowledged_by, resolved_by, description, annotations
-FROM alert_events WHERE alert_id = {id:String} ORDER BY sequence
+FROM alert_events WHERE alert_id = {id:String} ORDER BY sequence, time
 """
 
 
