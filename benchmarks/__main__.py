@@ -9,6 +9,7 @@ from benchmarks.compare import compare, last_results, record
 
 NAMES = {
     "agent": "CPU and memory of the host agent with 500 and 5,000 processes",
+    "alerts": "from window end and disorder to the event on the alert topic, 1,000 rules over 10,000 series",
     "anomaly": "the detector on labelled series, its false alarms, power and cost",
     "middleware": "CPU time that the ASGI and WSGI middleware adds to a request",
     "pipeline": "samples/s on one core from Kafka to ClickHouse rows, and its limits",

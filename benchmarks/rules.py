@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Many rules, and one over many series."""
     rng = np.random.default_rng(7)
     many = _measure(
-        _group(_rules(options.rules)),
+        _group(rule_texts(options.rules)),
         lambda step: [(f"s{service}", _batch(rng, service, step)) for service in range(SERVICES)],
         WARM_STEPS,
         options.steps,
@@ -122,7 +122,7 @@ def _hosts(rng: np.random.Generator, step: int) -> Any:
     return pa.record_batch([columns[field.name] for field in WINDOW_ROWS], schema=WINDOW_ROWS)
 
 
-def _rules(count: int) -> list[str]:
+def rule_texts(count: int) -> list[str]:
     rules = []
     for number in range(count):
         metric = number % len(KINDS)
