@@ -22,17 +22,18 @@ HEAVY = (
     "rich", "structlog", "typer", "yaml",
 )  # fmt: skip
 """What the base install leaves out: 30 to 260 MB each, or seconds."""
-IMPORT_S_MAX = 0.150
+IMPORT_CPU_S_MAX = 0.150
+"""Of the fastest of ten, in CPU time: a machine busy with other work takes longer by the clock, and says nothing."""
 OFFLINE = re.compile(
     r"No matching distribution found for|Temporary failure in name resolution|Connection(Error| refused)"
 )
 
 IMPORT = f"""
 import json, sys, time
-start = time.perf_counter()
+start = time.process_time()
 import tailrace_producers
-seconds = time.perf_counter() - start
-print(json.dumps({{"seconds": seconds, "loaded": sorted(set(sys.modules) & {set(HEAVY) | {"confluent_kafka"}!r})}}))
+cpu_s = time.process_time() - start
+print(json.dumps({{"cpu_s": cpu_s, "loaded": sorted(set(sys.modules) & {set(HEAVY) | {"confluent_kafka"}!r})}}))
 """
 
 
@@ -141,7 +142,7 @@ def test_wheel_names_what_a_service_needs(wheel: Path) -> None:
 def test_base_install_imports_quickly(base_python: str) -> None:
     results = imports(base_python, ["-I"])
     assert all(one["loaded"] == [] for one in results)
-    assert min(one["seconds"] for one in results) < IMPORT_S_MAX
+    assert min(one["cpu_s"] for one in results) < IMPORT_CPU_S_MAX
 
 
 def test_base_install_records_without_the_extras(base_python: str) -> None:
