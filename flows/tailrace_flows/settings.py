@@ -9,8 +9,17 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 from tailrace_producers.collectors import Collector, Group, Target, default_collectors
 from tailrace_producers.collectors.network import IGNORED_INTERFACES
 from tailrace_schemas.topics import Topics
@@ -44,8 +53,8 @@ class KafkaSettings(_Section):
     partitions: int = Field(12, ge=1, le=10_000)
     """Of topics that `tailrace topics` creates."""
     replication_factor: int = Field(1, ge=1, le=32)
-    properties: Annotated[dict[str, str], BeforeValidator(_text_properties)] = Field(default_factory=dict)
-    """Passed to librdkafka as they are: TLS, SASL and the rest."""
+    properties: Annotated[dict[str, str], BeforeValidator(_text_properties)] = Field(default_factory=dict, repr=False)
+    """Passed to librdkafka as they are: TLS, SASL and the rest. Never shown: `ssl.key.password` may be among them."""
     password: SecretStr | None = None
     """Becomes `sasl.password`."""
 
@@ -136,6 +145,11 @@ class GroupSettings(_Section):
         return Group(**self.model_dump())
 
 
+def _target(text: str) -> str:
+    Target.parse(text)
+    return text
+
+
 class AgentSettings(_Section):
     """The host agent; see docs/agent.md. All but `service` is taken again on SIGHUP."""
 
@@ -143,7 +157,7 @@ class AgentSettings(_Section):
     service: str = Field("host", min_length=1)
     groups: tuple[GroupSettings, ...] = ()
     """The first that a process, or one it descends from, matches is its group."""
-    probes: tuple[str, ...] = ()
+    probes: tuple[Annotated[str, AfterValidator(_target)], ...] = ()
     """`host:port` of TCP services whose latency is measured once an interval."""
     probe_timeout_s: float = Field(2.0, gt=0, le=60)
     ignored_interfaces: tuple[str, ...] = IGNORED_INTERFACES
@@ -158,7 +172,7 @@ class AgentSettings(_Section):
         """What these settings ask for, anew.
 
         Raises:
-            ValueError: two groups of one name, too much of something, a target that is none.
+            ValueError: two groups of one name, too much of something.
         """
         return default_collectors(
             [group.group() for group in self.groups],
@@ -214,9 +228,14 @@ def load_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         wrong = [f"  {'.'.join(str(part) for part in one['loc'])}: {one['msg']}" for one in error.errors()]
-        raise ValueError("\n".join(["the settings (tailrace.toml, TAILRACE_*) are wrong:", *wrong])) from None
+        raise ValueError("\n".join([f"the settings ({_path()}, TAILRACE_*) are wrong:", *wrong])) from None
     except (OSError, ValueError) as error:
         raise ValueError(f"the settings are wrong: {error}") from None
+
+
+def _path() -> Path:
+    """The file, there or not."""
+    return Path(os.environ.get("TAILRACE_CONFIG") or "tailrace.toml")
 
 
 class _Source(PydanticBaseSettingsSource):
@@ -242,7 +261,10 @@ class _Environment(_Source):
         self._variables = variables
 
     def __call__(self) -> dict[str, Any]:
-        found = self._variables()
+        try:
+            found = self._variables()
+        except SettingsError as error:
+            raise ValueError(_not_json(error)) from None
         for section, allowed in self.sections().items():
             if not isinstance(values := found.get(section), dict):
                 continue
@@ -257,18 +279,27 @@ class _Environment(_Source):
         return found
 
 
+def _not_json(error: SettingsError) -> str:
+    """Which variable it is about: pydantic names but its section. Its value is not shown, it may be a secret."""
+    value = getattr(error.__cause__, "doc", None)
+    names = [name for name in os.environ if name.upper().startswith("TAILRACE_") and os.environ[name] == value]
+    return f"{' or '.join(names) or error}: lists and tables are given as JSON, such as " + '{"client.id": "x"}'
+
+
 class _Toml(_Source):
     """`tailrace.toml` of the working directory where there is one, or the file that `TAILRACE_CONFIG` names."""
 
     def __call__(self) -> dict[str, Any]:
         named = os.environ.get("TAILRACE_CONFIG")
-        path = Path(named or "tailrace.toml")
+        path = _path()
         try:
-            text = path.read_text()
+            text = path.read_text("utf-8")
         except FileNotFoundError:
             if named:
                 raise ValueError(f"TAILRACE_CONFIG names {path}, which does not exist") from None
             return {}
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: {error}") from None
         try:
             values = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:

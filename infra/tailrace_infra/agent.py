@@ -44,7 +44,9 @@ def replace_by_agent(
     settings: Settings, interval_s: float | None, service: str | None, duration_s: float | None
 ) -> NoReturn:
     """Makes this process the agent: same PID, less than half the memory of the command's."""
-    environment = {**os.environ, "TAILRACE_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers}
+    environment = dict(os.environ)
+    if settings.kafka != load_settings().kafka:  # a stack's own; otherwise the variable would hide the file's changes
+        environment["TAILRACE_KAFKA__BOOTSTRAP_SERVERS"] = settings.kafka.bootstrap_servers
     options = agent_options(interval_s, service, duration_s)
     sys.stdout.flush()
     command = [sys.executable, "-m", "tailrace_infra.agent", *options]

@@ -28,7 +28,9 @@ class Process:
     """`tailrace agent` and what it logs."""
 
     def __init__(self, broker: str, settings: Path, *arguments: str) -> None:
-        environment = {**os.environ, "TAILRACE_KAFKA__BOOTSTRAP_SERVERS": broker, "TAILRACE_CONFIG": str(settings)}
+        environment = {**os.environ, "TAILRACE_CONFIG": str(settings)}
+        if broker not in settings.read_text():
+            environment["TAILRACE_KAFKA__BOOTSTRAP_SERVERS"] = broker
         command = [sys.executable, "-m", "tailrace_infra.cli", "agent", *arguments]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         self.log = ""
@@ -100,6 +102,15 @@ def test_settings_are_taken_anew_on_sighup_and_bad_ones_are_refused(
     assert "dropped={}" in agent.log
 
 
+def test_other_brokers_in_the_file_are_told_to_take_a_restart(start: Any, embedded_broker: str, tmp_path: Path) -> None:
+    agent = start(f'[kafka]\nbootstrap_servers = "{embedded_broker}"\n[agent]\ninterval_s = 0.1\n')
+    eventually(lambda: read_topic(embedded_broker), 30)
+    (tmp_path / "tailrace.toml").write_text('[kafka]\nbootstrap_servers = "elsewhere:9092"\n')
+    agent.process.send_signal(signal.SIGHUP)
+    agent.says(r"SIGHUP: kafka changed; that takes a restart")
+    assert agent.stop() == 0
+
+
 def test_options_win_over_the_file(start: Any, embedded_broker: str) -> None:
     agent = start(
         '[agent]\ninterval_s = 3600\nservice = "file"\n', "--interval", "0.2", "--service", "flag", "--duration", "1"
@@ -113,7 +124,7 @@ def test_options_win_over_the_file(start: Any, embedded_broker: str) -> None:
 @pytest.mark.parametrize(
     ("text", "code", "message"),
     [
-        ("[agent]\nprobes = ['x']\n", 2, "'x' is no target"),
+        ("[agent]\nprobes = ['x']\n", 2, r"agent\.probes\.0: .*'x' is no target"),
         (
             "[kafka.properties]\nnope = 1\n",
             1,

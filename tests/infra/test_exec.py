@@ -53,7 +53,8 @@ def test_standard_streams_are_the_commands() -> None:
     assert done.stdout == "from us\na  b --help\n"
     assert done.stderr.splitlines()[:1] == ["from the command"]
     assert done.stderr.splitlines()[1:] == [
-        'tailrace: the settings are wrong: error parsing value for field "kafka" from source "EnvSettingsSource"'
+        "tailrace: the settings are wrong: TAILRACE_KAFKA__PROPERTIES: lists and tables are given as JSON, "
+        'such as {"client.id": "x"}'
     ]
     assert done.returncode == 0
 

@@ -53,7 +53,7 @@ GROUP = '[[agent.groups]]\nname = "a"\nprocess = "a"\n'
         ),
         (GROUP + GROUP, "two process groups are called 'a'"),
         (GROUP + 'command_line = "("\n', r"group 'a': command_line '\(' is no regular expression"),
-        ('[agent]\nprobes = ["db"]\n', "'db' is no target: write host:port"),
+        ('[agent]\nprobes = ["db"]\n', r"agent\.probes\.0\n.*'db' is no target: write host:port"),
         ("[agent]\nprobes = 3\n", r"agent\.probes"),
         ("[agent]\ngroups = 3\n", r"agent\.groups"),
         ("[windows]\nmax_future_s = 99\n", "max_future_s 99.0 exceeds lateness_s 60.0"),
@@ -69,6 +69,26 @@ def test_a_variable_of_a_section_that_is_none_of_its_settings_is_an_error(monkey
     monkeypatch.setenv("TAILRACE_KAFKA__GROUP", "x")
     with pytest.raises(ValueError, match=r"TAILRACE_KAFKA__GROUP: there is no such setting.*TAILRACE_KAFKA__GROUP_ID"):
         Settings()
+
+
+def test_a_variable_that_is_not_json_is_named_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAILRACE_KAFKA__PROPERTIES", "sasl.password=geheim")
+    with pytest.raises(ValueError, match=r"^the settings are wrong: TAILRACE_KAFKA__PROPERTIES: .* as JSON") as caught:
+        load_settings()
+    assert "geheim" not in str(caught.value)
+
+
+def test_properties_are_not_shown() -> None:
+    write('[kafka.properties]\n"ssl.key.password" = "geheim"\n')
+    settings = load_settings()
+    assert settings.kafka.client()["ssl.key.password"] == "geheim"
+    assert "geheim" not in repr(settings)
+
+
+def test_a_file_that_is_no_text_is_named() -> None:
+    Path("tailrace.toml").write_bytes(b"[agent]\nservice = '\xff'\n")
+    with pytest.raises(ValueError, match=r"tailrace\.toml: 'utf-8' codec"):
+        load_settings()
 
 
 def test_other_variables_are_none_of_its_business(monkeypatch: pytest.MonkeyPatch) -> None:
