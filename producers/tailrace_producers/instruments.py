@@ -8,7 +8,7 @@ key made of all pairs.
 """
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import partial, wraps
 from inspect import iscoroutinefunction
 from operator import itemgetter
@@ -22,7 +22,7 @@ from tailrace_producers.registry import MAX_SERIES, Attributes, Registry, checke
 
 __all__ = [
     "BoundCounter", "BoundCumulative", "BoundDistribution", "BoundGauge", "BoundTimer", "Counter", "Cumulative",
-    "Distribution", "Gauge", "Timer", "nanoseconds", "rounded",
+    "Distribution", "Gauge", "Timer", "each_call", "nanoseconds", "rounded",
 ]  # fmt: skip
 
 P = ParamSpec("P")
@@ -121,22 +121,26 @@ class _Timing:
         self.__exit__()
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        record = self._record
-        if iscoroutinefunction(function):
+        return each_call(function, partial(_Timing, self._record))
 
-            @wraps(function)
-            async def timed_coroutine(*args: P.args, **kwargs: P.kwargs) -> Any:
-                with _Timing(record):
-                    return await function(*args, **kwargs)
 
-            return timed_coroutine  # type: ignore[return-value]  # R is the coroutine that this returns
+def each_call(function: Callable[P, R], context: Callable[[], AbstractContextManager[object]]) -> Callable[P, R]:
+    """The function, or coroutine function, with each call in a context of its own."""
+    if iscoroutinefunction(function):
 
         @wraps(function)
-        def timed(*args: P.args, **kwargs: P.kwargs) -> R:
-            with _Timing(record):
-                return function(*args, **kwargs)
+        async def coroutine_in_context(*args: P.args, **kwargs: P.kwargs) -> Any:
+            with context():
+                return await function(*args, **kwargs)
 
-        return timed
+        return coroutine_in_context  # type: ignore[return-value]  # R is the coroutine that this returns
+
+    @wraps(function)
+    def in_context(*args: P.args, **kwargs: P.kwargs) -> R:
+        with context():
+            return function(*args, **kwargs)
+
+    return in_context
 
 
 class _Instrument:

@@ -17,16 +17,19 @@ after `stop_io_monitoring`, tracking does nothing.
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import wraps
-from inspect import iscoroutinefunction
+from functools import partial
+from numbers import Real
 from threading import RLock
-from typing import Any, Final, ParamSpec, Self, TypeVar
+from typing import Final, ParamSpec, Self, TypeVar
+from weakref import WeakSet
 
 from tailrace_schemas.clock import monotonic_s
 
 from tailrace_producers.http_server import error_type
+from tailrace_producers.instruments import each_call
 from tailrace_producers.io_report import CacheLine, IoReport, OperationLine, ReportFormat
 from tailrace_producers.io_summary import RecentHour
 from tailrace_producers.telemetry import Telemetry
@@ -72,18 +75,19 @@ class CacheMonitor:
 
 
 class _Warnings:
-    """Tells each trouble once in `WARN_INTERVAL_S`, with how often it came meanwhile."""
+    """Has each trouble told once in `WARN_INTERVAL_S`, with how often it came meanwhile."""
 
     def __init__(self) -> None:
         self._told: dict[tuple[str, ...], tuple[float, int]] = {}
 
-    def warn(self, key: tuple[str, ...], message: str, now_s: float) -> None:
+    def due(self, key: tuple[str, ...], message: str, now_s: float) -> str | None:
+        """What to tell now. The caller logs it without the lock: a log that hangs must not hold up other threads."""
         told_s, suppressed = self._told.get(key, (float("-inf"), 0))
         if now_s - told_s < WARN_INTERVAL_S:
             self._told[key] = told_s, suppressed + 1
-            return
+            return None
         self._told[key] = now_s, 0
-        _log.warning("%s%s", message, f"; {suppressed} more since the last warning" if suppressed else "")
+        return message + (f"; {suppressed} more since the last warning" if suppressed else "")
 
 
 class _Monitor:
@@ -104,7 +108,9 @@ class _Monitor:
         if telemetry is not None:
             self._duration = telemetry.distribution(OPERATION_DURATION, "s")
             self._lookups = telemetry.counter(CACHE_LOOKUPS, "{lookup}")
-            telemetry.gauge(CACHE_MEMORY, "By").observe(self._observe_memory)
+            if telemetry not in _observed:
+                _observed.add(telemetry)
+                telemetry.gauge(CACHE_MEMORY, "By").observe(partial(_observe_memory, telemetry))
 
     def start_over(self) -> None:
         """Forget all: at the start, and in a forked child, where the lock may be held by nobody that lives."""
@@ -115,12 +121,14 @@ class _Monitor:
     def tracked(self, kind: str, target: str, duration_s: float, error: BaseException | None) -> None:
         """One operation has ended."""
         now_s = monotonic_s()
+        warning = None
         with self._lock:
             kind, target = self._summary.add(kind, target, duration_s, error is not None, now_s)
             limit_s = self.slow_limit_s(kind, target)
             if limit_s is not None and duration_s > limit_s:
                 text = f"slow I/O: {kind} {target} took {duration_s:.3g} s, over its threshold of {limit_s:g} s"
-                self._warnings.warn((kind, target), text, now_s)
+                warning = self._warnings.due((kind, target), text, now_s)
+        _warn(warning)
         if self.telemetry is not None:
             self._duration.record(
                 duration_s,
@@ -138,6 +146,7 @@ class _Monitor:
     def looked_up(self, name: str, hits: int, misses: int) -> None:
         """Lookups of a cache."""
         now_s = monotonic_s()
+        warning = None
         with self._lock:
             all_hits, all_misses = self._summary.add_lookups(name, hits, misses, now_s)
             least = self._min_hit_ratio.get(name)
@@ -145,7 +154,8 @@ class _Monitor:
             if misses and least is not None and lookups >= MIN_LOOKUPS and all_hits < least * lookups:
                 ratio = f"{all_hits / lookups:.0%} of {lookups} lookups"
                 text = f"cache {name}: {ratio} hit, below its threshold of {least:.0%}"
-                self._warnings.warn((name,), text, now_s)
+                warning = self._warnings.due((name,), text, now_s)
+        _warn(warning)
         if self.telemetry is not None:
             for count, result in ((hits, "hit"), (misses, "miss")):
                 if count:
@@ -160,17 +170,9 @@ class _Monitor:
         if most is not None and size > most:
             text = f"cache {cache.name}: {size:,.0f} bytes, over its threshold of {most:,.0f}"
             with self._lock:
-                self._warnings.warn((cache.name, "memory"), text, monotonic_s())
+                warning = self._warnings.due((cache.name, "memory"), text, monotonic_s())
+            _warn(warning)
         return size
-
-    def _observe_memory(self) -> list[tuple[float, Mapping[str, object]]]:
-        found: list[tuple[float, Mapping[str, object]]] = []
-        if _monitor is self:  # not after its stop
-            for cache in tuple(_caches.values()):
-                size = self.memory_of(cache)
-                if size is not None:
-                    found.append((size, {"cache.name": cache.name, "process.pid": os.getpid()}))
-        return found
 
     def report(self) -> IoReport:
         now_s = monotonic_s()
@@ -192,6 +194,25 @@ class _Monitor:
 
 _monitor: _Monitor | None = None
 _caches: dict[str, CacheMonitor] = {}
+_observed: "WeakSet[Telemetry]" = WeakSet()
+"""Those that ask for the memory of caches already; nobody can tell them to stop."""
+
+
+def _observe_memory(telemetry: Telemetry) -> list[tuple[float, Mapping[str, object]]]:
+    """Of all caches, while the monitoring goes to this telemetry."""
+    monitor = _monitor
+    found: list[tuple[float, Mapping[str, object]]] = []
+    if monitor is not None and monitor.telemetry is telemetry:
+        for cache in tuple(_caches.values()):
+            size = monitor.memory_of(cache)
+            if size is not None:
+                found.append((size, {"cache.name": cache.name, "process.pid": os.getpid()}))
+    return found
+
+
+def _warn(warning: str | None) -> None:
+    if warning is not None:
+        _log.warning("%s", warning)
 
 
 def start_io_monitoring(
@@ -213,8 +234,9 @@ def start_io_monitoring(
     global _monitor
     thresholds = [dict(one or {}) for one in (slow_s, min_hit_ratio, max_memory_bytes)]
     for given, what in zip(thresholds, ("slow_s", "min_hit_ratio", "max_memory_bytes"), strict=True):
+        most = 1 if what == "min_hit_ratio" else sys.float_info.max
         for name, value in given.items():
-            if not 0 < value < (float("inf") if what != "min_hit_ratio" else 1.0000001):
+            if not isinstance(value, Real) or not 0 < value <= most:
                 raise ValueError(f"{what}[{name!r}] is {value!r}; it must be a positive number, a ratio 1 at most")
     _monitor = _Monitor(telemetry, *thresholds)
 
@@ -266,22 +288,7 @@ class track_io_operation:  # noqa: N801 - used as a function: as a context manag
             _monitor.tracked(self._kind, self._target, monotonic_s() - self._start_s, error)
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        kind, target = self._kind, self._target
-        if iscoroutinefunction(function):
-
-            @wraps(function)
-            async def tracked_coroutine(*args: P.args, **kwargs: P.kwargs) -> Any:
-                with track_io_operation(kind, target):
-                    return await function(*args, **kwargs)
-
-            return tracked_coroutine  # type: ignore[return-value]  # R is the coroutine that this returns
-
-        @wraps(function)
-        def tracked(*args: P.args, **kwargs: P.kwargs) -> R:
-            with track_io_operation(kind, target):
-                return function(*args, **kwargs)
-
-        return tracked
+        return each_call(function, partial(track_io_operation, self._kind, self._target))
 
 
 def generate_io_report(format: ReportFormat = "text") -> str:

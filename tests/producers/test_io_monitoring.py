@@ -1,9 +1,12 @@
 """I/O monitoring as a host uses it."""
 
 import asyncio
+import gc
 import json
 import logging
 import os
+import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -202,11 +205,57 @@ def test_targets_are_bounded_in_memory_and_in_series(clock: Clock, recorder: Rec
         ({"slow_s": {"read": float("nan")}}, r"slow_s\['read'\] is nan"),
         ({"min_hit_ratio": {"ids": 80}}, r"min_hit_ratio\['ids'\] is 80"),
         ({"max_memory_bytes": {"ids": -1}}, r"max_memory_bytes\['ids'\] is -1"),
+        ({"max_memory_bytes": {"ids": float("inf")}}, r"max_memory_bytes\['ids'\] is inf"),
+        ({"slow_s": {"read": "1"}}, r"slow_s\['read'\] is '1'; it must be a positive number"),
     ],
 )
 def test_thresholds_that_make_no_sense_are_refused(clock: Clock, thresholds: Any, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         start_io_monitoring(**thresholds)
+
+
+def test_a_monitoring_that_was_replaced_is_forgotten(clock: Clock, recorder: Recorder) -> None:
+    """A host that starts anew at each change of its thresholds keeps one summary, and tells memory once."""
+    monitor_cache("batch", lambda: 500)
+    start_io_monitoring(recorder.telemetry)
+    first = weakref.ref(io_monitoring._monitor)
+    start_io_monitoring(recorder.telemetry)
+    gc.collect()
+    assert first() is None
+    recorder.telemetry.collect()
+    assert len(recorder.samples("cache.memory.usage")) == 1
+    stop_io_monitoring()
+    recorder.telemetry.collect()
+    assert len(recorder.samples("cache.memory.usage")) == 1
+
+
+def test_a_log_that_hangs_holds_up_no_other_thread(clock: Clock) -> None:
+    start_io_monitoring(slow_s={"read": 0.1})
+    entered, go_on = threading.Event(), threading.Event()
+
+    class Hanging(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            entered.set()
+            go_on.wait(30)
+
+    def slow() -> None:
+        with track_io_operation("read"):
+            clock.now_s += 1
+
+    handler = Hanging()
+    logging.getLogger("tailrace.io").addHandler(handler)
+    thread = threading.Thread(target=slow)
+    other = threading.Thread(target=monitor_cache("ids").hit, daemon=True)
+    try:
+        thread.start()
+        assert entered.wait(30)
+        other.start()
+        other.join(10)
+        assert not other.is_alive()
+    finally:
+        go_on.set()
+        thread.join()
+        logging.getLogger("tailrace.io").removeHandler(handler)
 
 
 def test_a_forked_child_has_a_report_of_its_own(clock: Clock) -> None:
