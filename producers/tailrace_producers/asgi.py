@@ -10,7 +10,10 @@ import re
 from asyncio import to_thread
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from contextlib import suppress
+from threading import Thread
 from typing import Any, Final, NamedTuple
+
+from tailrace_schemas.clock import monotonic_s
 
 from tailrace_producers.http_server import KEY, OTHER, HttpServer, Request, WebSocket, error_type
 from tailrace_producers.telemetry import Telemetry
@@ -78,8 +81,12 @@ class TelemetryMiddleware:
         return flush_and_send
 
     def _flush(self) -> None:
-        self._telemetry.collect()
-        self._telemetry.flush(FLUSH_S)
+        deadline_s = monotonic_s() + FLUSH_S
+        # What the host observes may hang, and must not hold up its end.
+        collecting = Thread(target=self._telemetry.collect, name="tailrace-collect", daemon=True)
+        collecting.start()
+        collecting.join(FLUSH_S / 2)
+        self._telemetry.flush(max(0.0, deadline_s - monotonic_s()))
 
 
 class _Http:

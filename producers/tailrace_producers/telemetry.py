@@ -75,7 +75,8 @@ class Telemetry:
         The environment's `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` give what the arguments leave out.
 
         Raises:
-            ValueError: no service name, an attribute that cannot be sent, or `max_samples` under 4,096.
+            ValueError: no service name, an attribute that cannot be sent, no text for the brokers, or `max_samples`
+                under 4,096.
             confluent_kafka.KafkaException: librdkafka does not accept the properties.
         """
         named, given = from_environment(os.environ)
@@ -84,6 +85,9 @@ class Telemetry:
         service = checked_name(named if service is None else service, "service")
         resource = dict(canonical({**given, **(attributes or {})}))
         kafka = {"bootstrap.servers": bootstrap_servers} | dict(properties or {})
+        servers = kafka["bootstrap.servers"]
+        if not isinstance(servers, str) or not servers.strip():  # librdkafka takes it, and then never connects
+            raise ValueError(f"bootstrap_servers is {servers!r}; give host:port, or several with commas in one text")
         check_properties(kafka)
         self._buffer = Buffer(max_samples, on_cut=lambda: self._sender.wake())
         self._observers = Observers(self._count_failed_observation)

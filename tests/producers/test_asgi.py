@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from threading import Event, Thread
 from typing import Any
 
 import pytest
+from tailrace_producers import asgi
 from tailrace_producers.asgi import TelemetryMiddleware
 from tailrace_producers.http_server import KEY, MAX_COMBINATIONS
 
@@ -230,6 +232,24 @@ def test_lifespan_and_other_scopes_pass_through(recorder: Recorder) -> None:
         given = dict(scope)
         sent, error = asyncio.run(drive(TelemetryMiddleware(app, recorder.telemetry), given, incoming))
         assert (sent, type(error), given) == (complete, OddityError, scope)
+
+
+def test_an_observation_that_hangs_does_not_hold_up_the_end(recorder: Recorder, monkeypatch: Any) -> None:
+    monkeypatch.setattr(asgi, "FLUSH_S", 0.1)
+    go_on = Event()
+    recorder.telemetry.gauge("pool").observe(lambda: float(go_on.wait(30)))
+    app = script(1, {"type": "lifespan.shutdown.complete"})
+    measured = TelemetryMiddleware(app, recorder.telemetry)
+    try:
+        thread = Thread(
+            target=lambda: asyncio.run(drive(measured, {"type": "lifespan"}, [{"type": "lifespan.shutdown"}])),
+            daemon=True,
+        )
+        thread.start()
+        thread.join(15)
+        assert not thread.is_alive()
+    finally:
+        go_on.set()
 
 
 class Clock:

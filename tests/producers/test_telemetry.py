@@ -236,6 +236,9 @@ def test_bad_settings_are_refused() -> None:
         Telemetry("shop", bootstrap_servers=NOWHERE, max_samples=10)
     with pytest.raises(KafkaException, match="No such configuration property"):
         Telemetry("shop", bootstrap_servers=NOWHERE, properties={"bogus": "1"})
+    for servers in ([NOWHERE], None, " "):
+        with pytest.raises(ValueError, match=r"bootstrap_servers is .*; give host:port"):
+            Telemetry("shop", bootstrap_servers=servers)  # type: ignore[arg-type]
 
 
 def test_without_a_broker_memory_is_bounded_and_losses_are_counted(caplog: pytest.LogCaptureFixture) -> None:
