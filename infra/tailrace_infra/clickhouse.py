@@ -351,8 +351,9 @@ class ClickHouseServer(ThreadingHTTPServer):
         try:
             super().__init__((HOST, port), _Handler)
         except (OSError, OverflowError) as error:
-            reason = f"{getattr(error, 'strerror', None) or error}; stop what uses it, or choose another port"
-            raise StartError(f"cannot listen on {HOST}:{port}: {reason}") from None
+            reason = getattr(error, "strerror", None) or error
+            remedy = "stop what uses it, or choose another port (tailrace up: --clickhouse-port)"
+            raise StartError(f"cannot listen on {HOST}:{port}: {reason}; {remedy}") from None
         try:
             self.engine = Engine(data_dir, queries_max=queries_max, queue_wait_s=queue_wait_s)
         except BaseException:
