@@ -41,7 +41,7 @@ from tailrace_schemas.alerts import (
 __all__ = ["AlertSpec", "RuleAlerts", "describe"]
 
 MAX_ALERTS: Final = 10_000
-"""Of a rule at a time, pending ones included: 20 MB of state. What is past the threshold beyond that is refused."""
+"""Of a rule at a time, pending ones included: some 6 MB of state. What is past the threshold beyond that is refused."""
 RESOLVED_KEPT: Final = 100
 """Alerts of a rule that can still be annotated and marked after their end; the oldest make room."""
 RESOLVED_KEPT_US: Final = 7 * 24 * 3600 * 1_000_000
