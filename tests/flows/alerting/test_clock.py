@@ -91,3 +91,12 @@ def test_a_service_that_was_gone_for_a_day_is_forgotten_by_a_restart() -> None:
     clock.hear("a", 0, 0)
     clock.resume(24 * 3600 * S)
     assert clock.services == {}
+
+
+def test_a_service_whose_clock_is_ahead_does_not_leave_out_the_others() -> None:
+    clock = EvaluationClock(0)
+    for t in range(0, 200, 10):
+        clock.hear("right", (t - 2) * S, t * S)
+        clock.hear("ahead", (t + 50) * S, t * S)
+        assert clock.advance(t * S) == (t - 2) * S
+        assert clock.stalled(t * S) == []

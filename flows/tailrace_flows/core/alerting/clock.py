@@ -19,7 +19,7 @@ class _Service:
     heard_us: int
     """Wall time of its last message."""
     lags_since_us: int | None = None
-    """Wall time since when its watermark is more than STALL_US behind the foremost."""
+    """Wall time since when its watermark is more than STALL_US behind the foremost, or wall time if that is less."""
 
     def waited_for(self, now_us: int) -> bool:
         lags = self.lags_since_us is not None and now_us - self.lags_since_us >= STALL_US
@@ -47,7 +47,8 @@ class EvaluationClock:
         The least watermark of the services that are waited for; while there is none, wall time less STALL_US, so that
         rules about missing data see that it is missing.
         """
-        foremost_us = max((one.watermark_us for one in self.services.values()), default=0)
+        # Not beyond wall time: one service whose clock is ahead must not make laggards of all the others.
+        foremost_us = min(max((one.watermark_us for one in self.services.values()), default=0), now_us)
         for one in self.services.values():
             if foremost_us - one.watermark_us <= STALL_US:
                 one.lags_since_us = None
