@@ -1,6 +1,6 @@
 """The alert dataflow: window rows, configuration and commands -> alert events, statuses, notifications.
 
-`tailrace_flows.slo` and `.health` are the same dataflow with other parts.
+`tailrace_flows.slo`, `.health` and `.anomaly` are the same dataflow with other parts.
 `python -m bytewax.run tailrace_flows.alerts:flow` runs it with the settings of the environment; `tailrace run alerts`
 adds recovery and clean stops. See docs/alerting.md.
 """
@@ -31,7 +31,7 @@ from tailrace_flows.core.alerting.responder import Responder, Response
 from tailrace_flows.core.alerting.store import STEP_US
 from tailrace_flows.core.alerting.units import SloUnit, plan
 from tailrace_flows.core.feed import TopicFeed
-from tailrace_flows.outputs import DeadLettersSink, EventsSink, FindingsSink, NotificationsSink
+from tailrace_flows.outputs import AggregatesSink, DeadLettersSink, EventsSink, FindingsSink, NotificationsSink
 from tailrace_flows.settings import Settings
 from tailrace_flows.source import Place, TopicSource
 
@@ -154,7 +154,10 @@ def build_flow(
 
 
 def add_alerts(dataflow: Dataflow, adapters: Adapters, parts: Collection[str]) -> None:
-    """The steps of an alert dataflow; `parts`: of `rules`, `slo`, `health`, and `response` to all alert events."""
+    """The steps of an alert dataflow.
+
+    `parts`: of `rules`, `slo`, `health`, `anomaly`, and `response` to all alert events.
+    """
     topics = adapters.settings.kafka.topics
     client = adapters.settings.kafka.client()
 
@@ -190,6 +193,8 @@ def add_alerts(dataflow: Dataflow, adapters: Adapters, parts: Collection[str]) -
             "evaluate", every, lambda state: _Evaluate(judged, config, adapters.slo_history, state)
         )
         op.output("alerts", findings, EventsSink(adapters.kafka, topics.alerts))
+        if "anomaly" in judged:
+            op.output("scores", findings, AggregatesSink(adapters.kafka, topics.aggregates))
         found.append(findings)
     if "response" in parts:
         events, more = read("events", topics.alerts, lambda _, value: read_event(value))

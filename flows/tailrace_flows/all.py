@@ -1,4 +1,4 @@
-"""Several dataflows in one: windows, rules, objectives, health.
+"""Several dataflows in one: windows, rules, objectives, health, anomalies.
 
 The parts meet on topics, as they do when each runs by itself.
 """
@@ -16,9 +16,9 @@ from tailrace_flows.windows import add_windows
 
 __all__ = ["FLOWS", "build_flow", "compose", "flow", "joined_name"]
 
-FLOWS: Final = ("windows", "alerts", "slo", "health")
+FLOWS: Final = ("windows", "alerts", "slo", "health", "anomaly")
 """Each is a module of this package."""
-_PARTS_OF: Final = {"alerts": ("rules", "response"), "slo": ("slo",), "health": ("health",)}
+_PARTS_OF: Final = {"alerts": ("rules", "response"), "slo": ("slo",), "health": ("health",), "anomaly": ("anomaly",)}
 
 
 def joined_name(names: Collection[str]) -> str:

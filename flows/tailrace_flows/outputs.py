@@ -13,7 +13,7 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from tailrace_schemas.alerts import AlertEvent
 from tailrace_schemas.cloudevents import event_message, notification_message
 from tailrace_schemas.deadletter import DeadLetter, encode_dead_letter
-from tailrace_schemas.rows import HEALTH, INCIDENTS, SLO_STATUS, WindowRows, encode_window_rows
+from tailrace_schemas.rows import ANOMALIES, HEALTH, INCIDENTS, SLO_STATUS, WindowRows, encode_window_rows
 from tailrace_sinks.kafka import KafkaWriter
 
 from tailrace_flows.alert_rows import alert_event_rows
@@ -32,7 +32,12 @@ FLUSH_ROWS = 100_000
 AGGREGATE_BYTES = 400_000
 """A message's rows, at most, so that it stays below Kafka's default limit of 1 MB."""
 
-SCHEMA_OF = {"slo_status_rows": SLO_STATUS, "health_rows": HEALTH, "incident_rows": INCIDENTS}
+SCHEMA_OF = {
+    "slo_status_rows": SLO_STATUS,
+    "health_rows": HEALTH,
+    "incident_rows": INCIDENTS,
+    "anomaly_rows": ANOMALIES,
+}
 TABLE_OF_SECONDS = {10: "rows_10s", 60: "rows_1m"}
 
 
@@ -127,7 +132,7 @@ class _Rows:
 
 
 class AggregatesSink(_SharedSink):
-    """Takes (shard, Output); writes its window rows to the aggregates topic, key = service.name."""
+    """Takes (shard, Output or Findings); writes its window rows to the aggregates topic, key = service.name."""
 
     def __init__(self, writer: Callable[[], KafkaWriter], topic: str) -> None:
         super().__init__(lambda: _Aggregates(writer(), topic))
@@ -138,7 +143,7 @@ class _Aggregates:
         self._writer = writer
         self._topic = topic
 
-    def write_batch(self, values: list[Output]) -> None:
+    def write_batch(self, values: list[Output | Findings]) -> None:
         for output in values:
             blocks = [block._replace(rows=rows) for block in output.blocks for rows in _slices(block.rows)]
             last = {block[:2]: number for number, block in enumerate(blocks)}
@@ -213,10 +218,12 @@ class _FindingRows:
         self._events: list[AlertEvent] = []
         self._rows: dict[str, list[dict[str, Any]]] = {}
         self._counters: list[Any] = []
+        self._blocks: list[Any] = []
 
     def write_batch(self, values: list[Findings]) -> None:
         for found in values:
             self._events += found.events
+            self._blocks += [block.rows for block in found.blocks]
             for table, rows in found.rows.items():
                 self._rows.setdefault(table, []).extend(rows)
             if found.counters is not None:
@@ -228,8 +235,10 @@ class _FindingRows:
             batches["alert_event_rows"] = alert_event_rows(self._events)
         for table, batch in batches.items():
             self._writer.write(table, [batch])
+        if self._blocks:
+            self._writer.write("rows_10s", self._blocks)
         self._writer.write("counter_rows", self._counters)
-        self._events, self._rows, self._counters = [], {}, []
+        self._events, self._rows, self._counters, self._blocks = [], {}, [], []
 
 
 class NotificationsSink(_SharedSink):

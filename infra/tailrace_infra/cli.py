@@ -127,7 +127,7 @@ def up(
 @app.command()
 def run(
     flow: Annotated[
-        str, typer.Argument(help="windows, alerts, slo, health; several in one process as alerts,slo; or all.")
+        str, typer.Argument(help="windows, alerts, slo, health, anomaly; several in one process as alerts,slo; or all.")
     ],
     processes: Annotated[int, typer.Option(min=1, max=64, help="Bytewax processes on this host.")] = 1,
     duration: Annotated[float | None, typer.Option(min=1, help="Seconds to run; default: until stopped.")] = None,
@@ -138,7 +138,7 @@ def run(
 
         tailrace run windows
 
-        tailrace run alerts,slo,health
+        tailrace run alerts,slo,health,anomaly
 
         TAILRACE_KAFKA__BOOTSTRAP_SERVERS=kafka:9092 tailrace run windows --processes 4
     """
@@ -361,6 +361,7 @@ PARTS: Final = (
     "alerts_command",
     "slo_command",
     "health_command",
+    "anomalies_command",
     "notify_command",
     "io_command",
     "detect_command",

@@ -9,7 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from tailrace_infra.overview import Active, Gauge, Objective, Overview, Top
+from tailrace_infra.overview import Active, Anomaly, Gauge, Objective, Overview, Top
 
 __all__ = ["human_rate", "human_value", "line", "screen"]
 
@@ -88,6 +88,7 @@ def line(overview: Overview, rate: float) -> str:
     for gauge in _worst(overview.gauges):
         parts.append(f"{gauge.metric}={gauge.value:.2f}")
     parts += [f"alert={one.name.replace(' ', '_')}({one.severity})" for one in overview.alerts]
+    parts += [f"anomaly={one.detector}({one.service})" for one in overview.anomalies]
     for top in overview.top[:1]:
         parts.append(f"busiest={top.metric} p99={human_value(top.p99, top.unit).replace(' ', '')}")
     return " ".join(parts)
@@ -111,8 +112,10 @@ def screen(overview: Overview, rate: float, where: str, height: int = 40) -> Ren
     # Beside the rows themselves: head 2 or 3, frame 2, table 4, and one that stays free for the cursor.
     rows = max(6, height - 11)
     alerts, objectives = overview.alerts[: rows // 4], overview.objectives[: rows // 6]
-    said = [part for part in (_alerts(alerts), _objectives(objectives, overview.health)) if part is not None]
-    rows -= len(alerts) + len(objectives) + 2 * len(said) + bool(overview.health)
+    anomalies = overview.anomalies[: rows // 8] if rows >= 16 else []  # an alert tells of them, too
+    panels = (_alerts(alerts), _anomalies(anomalies), _objectives(objectives, overview.health))
+    said = [part for part in panels if part is not None]
+    rows -= len(alerts) + len(anomalies) + len(objectives) + 2 * len(said) + bool(overview.health)
     top = overview.top[: max(2, rows // 2)]
     gauges = _worst_first(overview.gauges)[: max(1, rows - len(top))]
     return Group(head, *said, Panel(_gauges(gauges), title="host"), _top(top))
@@ -134,6 +137,20 @@ def _alerts(alerts: list[Active]) -> RenderableType | None:
         state = "" if one.status == "active" else f"{one.status}: "
         table.add_row(Text(severity, SHADES.get(severity, "")), Text(name, "bold"), age, Text(state + one.description))
     return Panel(table, title="alerts", border_style=SHADES.get(alerts[0].severity, ""))
+
+
+def _anomalies(anomalies: list[Anomaly]) -> RenderableType | None:
+    """Series flagged lately, the latest first."""
+    if not anomalies:
+        return None
+    table = Table.grid(padding=(0, 1), expand=True)
+    rows = [(one.service, one.detector, human_age(one.seconds)) for one in anomalies]
+    for column in zip(*rows, strict=True):
+        table.add_column(no_wrap=True, overflow="ellipsis", max_width=max(map(len, column)))
+    table.add_column(overflow="ellipsis", no_wrap=True, ratio=1)
+    for one, (service, detector, age) in zip(anomalies, rows, strict=True):
+        table.add_row(Text(service), Text(detector, "bold"), age, Text(one.reason))
+    return Panel(table, title="anomalies of the last 15 minutes", border_style="cyan")
 
 
 def _objectives(objectives: list[Objective], health: Mapping[str, str]) -> RenderableType | None:

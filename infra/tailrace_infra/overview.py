@@ -6,7 +6,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from tailrace_flows.settings import KafkaSettings
 
-__all__ = ["Active", "Gauge", "Lag", "LagReader", "Objective", "Overview", "Top", "read_overview"]
+__all__ = ["Active", "Anomaly", "Gauge", "Lag", "LagReader", "Objective", "Overview", "Top", "read_overview"]
 
 TIMEOUT_S = 5.0
 
@@ -50,6 +50,13 @@ ORDER BY slo, window_end DESC LIMIT 1 BY slo
 """
 
 _HEALTH = "SELECT service, status FROM health WHERE check = '' AND status != 'unknown' ORDER BY service"
+
+_ANOMALIES = """
+SELECT detector, service, reason, toUInt32(greatest(0, dateDiff('second', window_end, now())))
+FROM anomalies
+WHERE flag AND marked_by = '' AND window_end > now() - 900
+ORDER BY window_end DESC, detector, labels LIMIT {limit:UInt32}
+"""
 
 _COUNTERS = "SELECT name, sum(value) AS total FROM counters GROUP BY name"
 
@@ -102,6 +109,17 @@ class Objective:
 
 
 @dataclass(frozen=True)
+class Anomaly:
+    """A series that was flagged lately."""
+
+    detector: str
+    service: str
+    reason: str
+    seconds: int
+    """Since then."""
+
+
+@dataclass(frozen=True)
 class Lag:
     """Records of the samples topic that are not yet consumed, and how many there are in all."""
 
@@ -124,6 +142,8 @@ class Overview:
     objectives: list[Objective] = field(default_factory=list)
     health: dict[str, str] = field(default_factory=dict)
     """Service -> status."""
+    anomalies: list[Anomaly] = field(default_factory=list)
+    """The latest first."""
 
 
 class LagReader:
@@ -172,4 +192,5 @@ def read_overview(client: Any, lag: LagReader | None, top: int = 8) -> Overview:
         [Active(*row) for row in client.query(_ALERTS, parameters={"limit": top}).result_rows],
         [Objective(*row) for row in client.query(_OBJECTIVES).result_rows],
         dict(client.query(_HEALTH).result_rows),
+        [Anomaly(*row) for row in client.query(_ANOMALIES, parameters={"limit": top}).result_rows],
     )

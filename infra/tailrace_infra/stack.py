@@ -157,7 +157,8 @@ def embedded_stack(
     """Runs the stack while the context lasts; afterwards nothing of it is left running.
 
     The flow drains first, so that what was read is stored; then ClickHouse and the broker stop. With `alerts`, rules,
-    objectives and health are judged too, by what was last applied to the directory, or else by the shipped defaults.
+    objectives, health and anomalies are judged too, by what was last applied to the directory, or else by the shipped
+    defaults.
 
     Raises:
         ValueError: what was last applied cannot be read.
@@ -188,7 +189,7 @@ def embedded_stack(
             if alerts:
                 applied = stored_config(data_dir)
                 publish_config(stack.settings.kafka, default_config() if applied is None else applied)
-                _start_flow(stack, "alerts", "alerts,slo,health")
+                _start_flow(stack, "alerts", "alerts,slo,health,anomaly")
             run_file.write_text(json.dumps(asdict(endpoints)))
             yield stack
         finally:

@@ -145,6 +145,8 @@ class CommandKind(StrEnum):
     SILENCE = "silence"
     """Nobody is told of this one alert for `duration_s`. The configuration's silences are for more than one."""
     UNSILENCE = "unsilence"
+    FEEDBACK = "feedback"
+    """A flag was a false alarm: `alert_id` is an anomaly's id, and no alert event answers it."""
 
 
 class Command(_Model):

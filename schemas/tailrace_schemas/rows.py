@@ -10,8 +10,8 @@ import pyarrow as pa
 from tailrace_schemas.codec import FlatCodec
 
 __all__ = [
-    "ALERT_EVENTS", "COUNTERS", "EVENTS", "HEALTH", "INCIDENTS", "SLO_STATUS", "WINDOW_ROWS", "WindowRows",
-    "decode_window_rows", "encode_window_rows",
+    "ALERT_EVENTS", "ANOMALIES", "COUNTERS", "EVENTS", "HEALTH", "INCIDENTS", "SLO_STATUS", "WINDOW_ROWS",
+    "WindowRows", "decode_window_rows", "encode_window_rows",
 ]  # fmt: skip
 
 ATTRIBUTES = pa.map_(pa.string(), pa.string())
@@ -159,6 +159,28 @@ INCIDENTS: Any = pa.schema(
     ]
 )
 """An incident as it stands: `tailrace_schemas.incidents.Incident` in columns."""
+
+ANOMALIES: Any = pa.schema(
+    [
+        pa.field("anomaly_id", pa.string(), nullable=False),  # of detector, labels and window_end
+        pa.field("detector", pa.string(), nullable=False),
+        pa.field("metric", pa.string(), nullable=False),  # or the expression of several
+        pa.field("service", pa.string(), nullable=False),  # the label; empty: none
+        pa.field("labels", ATTRIBUTES, nullable=False),
+        pa.field("window_end", pa.timestamp("s", tz="UTC"), nullable=False),
+        pa.field("value", pa.float64(), nullable=False),
+        pa.field("expected", pa.float64(), nullable=False),
+        pa.field("low", pa.float64(), nullable=False),
+        pa.field("high", pa.float64(), nullable=False),
+        pa.field("score", pa.float64(), nullable=False),  # 0..1
+        pa.field("flag", pa.bool_(), nullable=False),
+        pa.field("bar", pa.float64(), nullable=False),  # how many times the usual evidence a flag needs from now on
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("marked_by", pa.string(), nullable=False),  # who called the flag a false alarm; empty: nobody
+        pa.field("version", pa.uint64(), nullable=False),
+    ]
+)
+"""A point of a series that stood out: flagged, or with a high score."""
 
 _ENVELOPE = FlatCodec("WindowRows")
 

@@ -21,6 +21,7 @@ RETENTION_OF: Final = {
     "event_rows": "retention_1h_days",
     "alert_event_rows": "retention_1h_days",
     "slo_status_rows": "retention_1m_days",
+    "anomaly_rows": "retention_1m_days",
     "health_rows": "retention_1h_days",
     "incident_rows": "retention_1h_days",
 }

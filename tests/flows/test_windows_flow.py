@@ -37,10 +37,15 @@ def test_the_alert_flows_steps_stay_too() -> None:
         "events", "events_good", "events_letter_key", "heard", "responder_key", "respond", "notifications", "answers",
     ]  # fmt: skip
     ends = ["all_findings", "findings", "all_letters", "letters"]
-    flows = {"alerts": judged + response + ends, "slo": judged + ends, "health": judged + ends}
+    flows = {
+        "alerts": judged + response + ends,
+        "slo": judged + ends,
+        "health": judged + ends,
+        "anomaly": [*judged, "scores", *ends],
+    }
     for name, steps in flows.items():
         built = import_module(f"tailrace_flows.{name}").flow()
         assert [step.step_id for step in built.substeps] == [f"tailrace_{name}.{step}" for step in steps]
     every = [step.step_id for step in import_module("tailrace_flows.all").flow().substeps]
     windows = [step.step_id.replace("windows.", "all.", 1) for step in build_flow(Settings()).substeps]
-    assert every == windows + [f"tailrace_all.{step}" for step in flows["alerts"]]
+    assert every == windows + [f"tailrace_all.{step}" for step in [*judged, "scores", *response, *ends]]

@@ -30,7 +30,9 @@ RULES = {rule.alert: (group, rule) for group in groups() for rule in group.rules
 @pytest.mark.parametrize("name", RULES)
 def test_every_metric_and_label_is_one_that_we_send(name: str) -> None:
     documented = set(
-        re.findall(r"`([\w.]+)`", "".join((DOCS / f"{page}.md").read_text() for page in ("metrics", "middleware")))
+        re.findall(
+            r"`([\w.]+)`", "".join((DOCS / f"{page}.md").read_text() for page in ("metrics", "middleware", "anomalies"))
+        )
     )
     _, rule = RULES[name]
     queries = rule.all_queries().values()
@@ -75,6 +77,7 @@ FIRING: dict[str, tuple[dict[str, str], int]] = {
         10,
     ),
     "HttpSlow": ({"http.server.request.duration{service=shop} distribution": "6x10"}, 7),
+    "Anomaly": ({"anomaly.flags{service=shop,detector=http-p99,metric=latency} counter": "_x2 1"}, 3),
     "Watchdog": ({"any gauge": "1"}, 1),
 }  # fmt: skip
 
@@ -113,4 +116,5 @@ def test_the_docs_have_examples() -> None:
 def test_everything_shipped_is_one_valid_configuration() -> None:
     keys = {record.key for record in default_config()}
     assert {f"rule_group/{group.name}" for group in groups()} < keys
+    assert {f"detector/{name}" for name in ("host-cpu", "host-memory", "http-p99", "http-errors")} < keys
     assert {"slo/http-availability", "slo/http-latency", "slo/host-collection", "health_check/host-agent"} < keys

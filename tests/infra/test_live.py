@@ -3,7 +3,7 @@
 import pytest
 from rich.console import Console
 from tailrace_infra.live import human_rate, human_value, line, screen
-from tailrace_infra.overview import Active, Gauge, Lag, Objective, Overview, Top
+from tailrace_infra.overview import Active, Anomaly, Gauge, Lag, Objective, Overview, Top
 
 GAUGES = [
     Gauge("system.cpu.utilization", {}, 0.85),
@@ -50,7 +50,8 @@ def test_alerts_objectives_and_health_fit_too_the_gravest_first(width: int, heig
     ]
     objectives = [Objective(f"slo-{number}", 0.99, left, 2.5) for number, left in enumerate((0.04, 0.4, 1.0) * 3)]
     health = {"web": "unhealthy", "db": "healthy", **{f"service-{number}": "healthy" for number in range(30)}}
-    overview = Overview(GAUGES, TOP, {"samples": 5}, "t", 5, Lag(17, 40), alerts, objectives, health)
+    anomalies = [Anomaly("http-p99", "shop", "p99 of [latency] over 1m is 3, above the expected 1 " * 4, 130)] * 20
+    overview = Overview(GAUGES, TOP, {"samples": 5}, "t", 5, Lag(17, 40), alerts, objectives, health, anomalies)
     lines = drawn(overview, width, height).splitlines()
     assert len(lines) < height
     assert max(map(len, lines)) <= width
@@ -67,6 +68,8 @@ def test_alerts_objectives_and_health_fit_too_the_gravest_first(width: int, heig
     ):
         assert shown in text
     assert "alert=HostSilent(critical)" in line(overview, 1.0)
+    assert ("shop http-p99 2 min p99 of [latency]" in text) == (height > 24)
+    assert "anomaly=http-p99(shop)" in line(overview, 1.0)
 
 
 def test_text_in_brackets_is_shown_and_a_column_of_nothing_is_not() -> None:

@@ -13,6 +13,7 @@ from tailrace_schemas import rows
 from tailrace_schemas.codec import Codec
 from tailrace_schemas.rows import (
     ALERT_EVENTS,
+    ANOMALIES,
     COUNTERS,
     EVENTS,
     HEALTH,
@@ -29,6 +30,7 @@ from tests.schemas.examples import arrow_rows, avro_datum, example
 
 SCHEMAS = {
     "ALERT_EVENTS": ALERT_EVENTS,
+    "ANOMALIES": ANOMALIES,
     "COUNTERS": COUNTERS,
     "EVENTS": EVENTS,
     "HEALTH": HEALTH,
@@ -38,6 +40,7 @@ SCHEMAS = {
 }
 FINGERPRINTS = {
     "ALERT_EVENTS": "fe60b85253400212",
+    "ANOMALIES": "212c97343efb257b",
     "COUNTERS": "0606e11998ab391b",
     "EVENTS": "8fd0c777fef81385",
     "HEALTH": "c8072a3905e46708",

@@ -236,7 +236,7 @@ class Rule(ConfigModel):
 
     def sentence(self) -> str:
         """What it means."""
-        parts = [f"{self.alert} ({self.severity}) fires when {self._subject()}"]
+        parts = [f"{self.alert} ({self.severity}) fires when {self.subject()}"]
         if self.by:
             parts.append(f", for each {_and(self.by)},")
         if self.comparison is None:
@@ -249,7 +249,8 @@ class Rule(ConfigModel):
         parts += [f"; {one}" for one in self._endings()]
         return "".join(parts) + "."
 
-    def _subject(self) -> str:
+    def subject(self) -> str:
+        """What it looks at."""
         where = _and([str(one) for one in matchers_of(self.where)])
         where = f" where {where}" if where else ""
         if self.metric is not None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from tailrace_schemas.config.anomaly import DetectorSpec
 from tailrace_schemas.config.base import ConfigModel
 from tailrace_schemas.config.dispatch import (
     Escalation,
@@ -50,6 +51,7 @@ SECTIONS: Final[tuple[Section, ...]] = (
     Section("time_intervals", "time_interval", TimeInterval),
     Section("health_checks", "health_check", HealthCheck),
     Section("services", "service", ServiceSpec),
+    Section("detectors", "detector", DetectorSpec),
 )  # fmt: skip
 
 DIALECTS: Final[Mapping[str, Callable[[Sequence[Document]], list[Item]]]] = {API_VERSION: read_openslo}

@@ -52,3 +52,11 @@ def test_a_storm_that_comes_late_is_one_notification() -> None:
         assert not responder.on_time(now_us).notifications
     (told,) = responder.on_time(now_us + S).notifications
     assert told.firing == 100
+
+
+def test_feedback_on_an_anomaly_is_none_of_its_business() -> None:
+    responder = Responder({}, START_US)
+    responder.on_command(
+        Command(id="c", kind=CommandKind.FEEDBACK, alert_id="a", time=time_of(START_US), author="ann"), START_US
+    )
+    assert not responder.on_time(START_US + 10 * S)

@@ -43,9 +43,11 @@ class Findings(NamedTuple):
     """Table -> rows for it, besides those of events."""
     counters: Any = None
     """A record batch of COUNTERS, or None."""
+    blocks: Sequence[WindowRows] = ()
+    """Rows of metrics that were found by judging, for the aggregates topic; they say nothing of closed windows."""
 
     def __bool__(self) -> bool:
-        return bool(self.events or self.rows or self.counters is not None)
+        return bool(self.events or self.rows or self.counters is not None or self.blocks)
 
 
 class Unit(Protocol):
@@ -201,6 +203,7 @@ class Evaluator:
         """Judges what has become due."""
         events: list[AlertEvent] = []
         rows: dict[str, list[dict[str, Any]]] = {}
+        blocks: list[WindowRows] = []
         for t_us in self._due(now_us):
             for key in sorted(self._slots):
                 slot = self._slots[key]
@@ -210,11 +213,12 @@ class Evaluator:
                 slot.changed -= now_known
                 found = slot.unit.judge(self._store, t_us, sorted(now_known), self._count)
                 events += found.events
+                blocks += found.blocks
                 for table, more in found.rows.items():
                     rows.setdefault(table, []).extend(more)
             self._judged_us = t_us
             self._store.forget(t_us)
-        return self._answer(events, rows, now_us)
+        return self._answer(events, rows, now_us)._replace(blocks=blocks)
 
     def next_us(self, now_us: int) -> int:
         """When `on_time` is wanted, in wall time."""

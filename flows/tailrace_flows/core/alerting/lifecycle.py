@@ -297,7 +297,7 @@ class RuleAlerts:
             before; None if no alert of this rule has that id, or the alert's end was long ago.
         """
         life = self._lives.get(command.alert_id)
-        if life is None:
+        if life is None or command.kind is CommandKind.FEEDBACK:
             return None
         if command.id in life.commands:
             return []

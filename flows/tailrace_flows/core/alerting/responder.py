@@ -80,6 +80,8 @@ class Responder:
 
     def on_command(self, command: Command, now_us: int) -> None:
         """A person's command: silences are carried out here, others are looked after."""
+        if command.kind is CommandKind.FEEDBACK:
+            return
         answer = self._dispatcher.on_command(command, now_us)
         if answer is None:
             self._waiting[f"command:{command.id}"] = (now_us + UNANSWERED_US, command)

@@ -27,7 +27,7 @@ from tailrace_flows.core.alerting.lifecycle import AlertSpec, RuleAlerts
 from tailrace_flows.core.alerting.select import LabelSets, Selector, joined
 from tailrace_flows.core.alerting.store import Keep, WindowStore
 
-__all__ = ["AlertGroup", "AlertRule", "Comparison", "keep_of"]
+__all__ = ["AlertGroup", "AlertRule", "Comparison", "Selectors", "keep_by_metric", "keep_of"]
 
 KNOWN_US: Final = 300_000_000
 """A label set is known to a rule for so long, and an interval, after the last row in its window."""
@@ -308,10 +308,12 @@ def spec_of(group: RuleGroup, rule: Rule) -> AlertSpec:
 
 def keep_of(groups: Iterable[AlertGroup]) -> dict[str, Keep]:
     """What a store must keep for these groups: of each metric as much as any rule looks back."""
+    return keep_by_metric(one for group in groups for rule in group.rules.values() for one in rule.keep())
+
+
+def keep_by_metric(wanted: Iterable[tuple[str, Keep]]) -> dict[str, Keep]:
+    """Of each metric as much as anything that is wanted."""
     found: dict[str, Keep] = {}
-    for group in groups:
-        for rule in group.rules.values():
-            for metric, keep in rule.keep():
-                other = found.get(metric, Keep(0))
-                found[metric] = Keep(max(other.rows_us, keep.rows_us), max(other.sketches_us, keep.sketches_us))
+    for metric, keep in wanted:
+        found[metric] = Keep(*map(max, found.get(metric, Keep(0)), keep))
     return found

@@ -2,15 +2,20 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
-from tailrace_schemas.alerts import AlertEvent, Command
+import pyarrow as pa
+from tailrace_schemas.alerts import AlertEvent, Command, CommandKind, Labels, alert_id
 from tailrace_schemas.config import ConfigModel
+from tailrace_schemas.config.anomaly import ANOMALY_FLAGS, ANOMALY_SCORE, DetectorSpec
 from tailrace_schemas.config.health import HealthCheck, ServiceSpec
 from tailrace_schemas.config.maintenance import Maintenance
 from tailrace_schemas.config.rules import RuleGroup
 from tailrace_schemas.config.slo import SloSpec
+from tailrace_schemas.rows import WINDOW_ROWS, WindowRows
+from tailrace_schemas.samples import Series
 
+from tailrace_flows.core.alerting.anomalies import Anomalies, Judged
 from tailrace_flows.core.alerting.burn import Stored
 from tailrace_flows.core.alerting.evaluator import Findings, Plan
 from tailrace_flows.core.alerting.health import Health, HealthStatus
@@ -18,14 +23,23 @@ from tailrace_flows.core.alerting.inputs import HealthInput, SloInput
 from tailrace_flows.core.alerting.rules import AlertGroup, keep_of
 from tailrace_flows.core.alerting.slo import Slo, SloStatus
 from tailrace_flows.core.alerting.store import STEP_US, Keep, WindowStore
+from tailrace_flows.core.chunk import UNKNOWN_US
+from tailrace_flows.core.series import series_id
 
-__all__ = ["HealthUnit", "RuleUnit", "SloUnit", "plan"]
+__all__ = ["AnomalyUnit", "HealthUnit", "RuleUnit", "SloUnit", "plan"]
+
+STORED_SCORE: Final = 0.9
+"""Points with such a score are stored: of ordinary series one in 100 to 200 (docs/anomalies.md)."""
+MARKABLE: Final = 100
+"""So many flags of a detector can be called false alarms: the latest."""
+NO_SERVICE: Final = "tailrace"
+"""Whose metric a score is that no service's label goes with."""
 
 Model = TypeVar("Model", bound=ConfigModel)
 
 
 def plan(parts: Collection[str], config: Mapping[str, ConfigModel]) -> dict[str, Plan]:
-    """The units of a configuration, by key; of the parts `rules`, `slo` and `health`."""
+    """The units of a configuration, by key; of the parts `rules`, `slo`, `health` and `anomaly`."""
     found: dict[str, Plan] = {}
     calendars = _of(Maintenance, config)
     for key, model in config.items():
@@ -33,6 +47,8 @@ def plan(parts: Collection[str], config: Mapping[str, ConfigModel]) -> dict[str,
             found[key] = Plan(model, partial(RuleUnit, model))
         elif isinstance(model, SloSpec) and "slo" in parts:
             found[key] = Plan((model, calendars), partial(SloUnit, model, calendars))
+        elif isinstance(model, DetectorSpec) and "anomaly" in parts:
+            found[key] = Plan(model, partial(AnomalyUnit, model))
     checks, services = _of(HealthCheck, config), _of(ServiceSpec, config)
     if (checks or services) and "health" in parts:
         found["health"] = Plan((checks, services, calendars), partial(HealthUnit, checks, services, calendars))
@@ -197,4 +213,120 @@ def _health_row(status: HealthStatus) -> dict[str, Any]:
         "response_time_s": status.response_time_s,
         "root_causes": list(status.root_causes),
         "dependencies": list(status.dependencies),
+    }
+
+
+class AnomalyUnit:
+    """The series of a detector."""
+
+    def __init__(self, spec: DetectorSpec, state: Any = None) -> None:
+        self.spec = spec
+        anomalies, flagged, marked = (None, {}, []) if state is None else state
+        self._flagged: dict[str, tuple[Labels, dict[str, Any]]] = dict(flagged)
+        """Anomaly id -> labels and stored row of the latest flags."""
+        self._marked: list[dict[str, Any]] = list(marked)
+        """Rows that a person marked since the last evaluation."""
+        self._anomalies = Anomalies(spec, anomalies)
+        self._what = spec.question().subject()
+        self.interval_us = self._anomalies.interval_us
+        self.keep: Mapping[str, Keep] = self._anomalies.keep
+
+    def judge(
+        self, store: WindowStore, t_us: int, changed: Iterable[tuple[str, int]], count: Callable[..., None]
+    ) -> Findings:
+        """As `Unit.judge`: a detector looks at the store alone."""
+        over = self._anomalies.over_limit
+        judged = self._anomalies.evaluate(store, t_us)
+        rows, self._marked = self._marked, []
+        for one in judged:
+            if one.flag or one.score >= STORED_SCORE:
+                row = self._row(one, t_us)
+                rows.append(row)
+                if one.flag:
+                    self._flagged[row["anomaly_id"]] = (one.labels, row)
+        while len(self._flagged) > MARKABLE:
+            del self._flagged[next(iter(self._flagged))]
+        count("anomaly_points", len(judged))
+        count("anomaly_flags", sum(one.flag for one in judged))
+        count("anomaly_over_limit", self._anomalies.over_limit - over)
+        return Findings((), {"anomaly_rows": rows} if rows else {}, blocks=_blocks(self.spec, judged, t_us))
+
+    def command(self, command: Command) -> list[AlertEvent] | None:
+        """As `Unit.command`: of a flag that is called a false alarm, once; its row says so with the next evaluation."""
+        found = self._flagged.get(command.alert_id)
+        if found is None or command.kind is not CommandKind.FEEDBACK:
+            return None
+        labels, row = found
+        if not row["marked_by"]:
+            self._anomalies.false_positive(labels)
+            row = row | {"marked_by": command.author, "version": 2}
+            self._flagged[command.alert_id] = (labels, row)
+            self._marked.append(row)
+        return []
+
+    def close(self, t_us: int, reason: str, successor: "AnomalyUnit | None" = None) -> list[AlertEvent]:
+        """As `Unit.close`: it has no alerts."""
+        return []
+
+    def republish(self) -> list[AlertEvent]:
+        """As `Unit.republish`: it has no alerts."""
+        return []
+
+    def snapshot(self) -> Any:
+        """As `Unit.snapshot`."""
+        return self._anomalies.snapshot(), dict(self._flagged), list(self._marked)
+
+    def _row(self, one: Judged, t_us: int) -> dict[str, Any]:
+        labels = dict(one.labels)
+        side = "above" if one.value > one.expected else "below"
+        return {
+            "anomaly_id": alert_id(f"detector/{self.spec.name}", one.labels, t_us),
+            "detector": self.spec.name,
+            "metric": self.spec.what,
+            "service": labels.get("service", ""),
+            "labels": list(one.labels),
+            "window_end": t_us // 1_000_000,
+            **{name: getattr(one, name) for name in ("value", "expected", "low", "high", "score", "flag", "bar")},
+            "reason": f"{self._what} is {one.value:.4g}, {side} the expected {one.expected:.4g} "
+            f"({one.low:.4g} to {one.high:.4g} is usual)",
+            "marked_by": "",
+            "version": 1,
+        }
+
+
+def _blocks(spec: DetectorSpec, judged: Iterable[Judged], t_us: int) -> list[WindowRows]:
+    """The scores, and a count for each flag, as rows of the window that ended."""
+    of_services: dict[str, list[dict[str, Any]]] = {}
+    for one in judged:
+        labels = dict(one.labels) | {"detector": spec.name, "metric": spec.what}
+        service = labels.pop("service", NO_SERVICE)
+        rows = of_services.setdefault(service, [])
+        attributes = tuple(sorted(labels.items()))
+        extremes = {"min": one.score, "max": one.score, "last": one.score}
+        rows.append(_window_row(service, Series(ANOMALY_SCORE, "gauge", "1", attributes), t_us, one.score, extremes))
+        if one.flag:
+            flags = Series(ANOMALY_FLAGS, "counter", "{flag}", attributes)
+            rows.append(_window_row(service, flags, t_us, 1.0, {"increase": 1.0}))
+    return [
+        WindowRows(service, "", STEP_US // 1_000_000, UNKNOWN_US, pa.RecordBatch.from_pylist(rows, WINDOW_ROWS))
+        for service, rows in of_services.items()
+    ]
+
+
+def _window_row(service: str, series: Series, end_us: int, value: float, more: dict[str, float]) -> dict[str, Any]:
+    return {
+        "metric": series.metric,
+        "service": service,
+        "series_id": series_id(service, series),
+        "attributes": list(series.attributes),
+        "kind": series.kind,
+        "unit": series.unit,
+        "stream": "",
+        "window_start": (end_us - STEP_US) // 1_000_000,
+        "count": 1,
+        "sum": value,
+        "bucket_index": [],
+        "bucket_count": [],
+        "version": 1,
+        **more,
     }

@@ -1,0 +1,113 @@
+"""`tailrace anomalies`: series that stood out from their own past, and feedback on flags."""
+
+import getpass
+import uuid
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import typer
+from confluent_kafka import KafkaException
+from tailrace_schemas.alerts import Command, CommandKind, time_of
+from tailrace_schemas.clock import now_us
+from tailrace_schemas.cloudevents import command_message
+from tailrace_schemas.config import parse_duration
+from tailrace_sinks.kafka import KafkaWriter
+
+from tailrace_infra.alerts_command import ask
+from tailrace_infra.errors import reason
+from tailrace_infra.output import Format, write_rows
+
+__all__ = ["register"]
+
+anomalies_app = typer.Typer(help="Series that stood out from their own past.", no_args_is_help=True)
+
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="Directory of an embedded stack.", file_okay=False, show_default=False)
+]
+FormatOption = Annotated[Format, typer.Option("--format", "-f", help="How rows are printed.")]
+
+_LIST: Final = """
+SELECT id, window_end, detector, service, labels, score, flag, reason, marked_by
+FROM anomalies
+WHERE window_end > now() - {seconds:UInt32} AND (flag OR {scores:Bool})
+ORDER BY window_end DESC, detector, labels LIMIT {limit:UInt32}
+"""
+# A detector remembers its latest 100 flags (tailrace_flows.core.alerting.units.MARKABLE).
+_FIND: Final = """
+SELECT id, flag, marked_by, later
+FROM (SELECT *, sum(flag) OVER (PARTITION BY detector ORDER BY window_end DESC, id
+                                ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS later FROM anomalies)
+WHERE startsWith(id, {start:String}) LIMIT 2
+"""
+MARKABLE: Final = 100
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.add_typer(anomalies_app, name="anomalies")
+
+
+@anomalies_app.command("list")
+def list_anomalies(
+    since: Annotated[str, typer.Option("--since", help="How far back: 30m, 24h, 7d.")] = "24h",
+    scores: Annotated[bool, typer.Option("--scores", help="Points with a score of 0.9 or more too.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 100,
+    data_dir: DataDir = None,
+    format: FormatOption = Format.TABLE,
+) -> None:
+    """Show what was flagged, the latest first.
+
+    Examples:
+
+        tailrace anomalies list
+
+        tailrace anomalies list --since 1h --scores --format json
+    """
+    try:
+        seconds = round(parse_duration(since))
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--since") from None
+    write_rows(*ask(data_dir, _LIST, {"seconds": min(seconds, 10**9), "scores": scores, "limit": limit}), format)
+
+
+@anomalies_app.command("feedback")
+def feedback(
+    anomaly: Annotated[str, typer.Argument(help="The anomaly's id; its first characters will do.")],
+    verdict: Annotated[Literal["false-positive"], typer.Argument(help="What it was.")],
+    message: Annotated[str, typer.Option("--message", "-m", help="Kept with the command.")] = "",
+    author: Annotated[str | None, typer.Option("--author", help="Who says so.", show_default="you")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Say that a flag was a false alarm: its series needs more evidence for the next one, for some weeks.
+
+    Takes effect with the detector's next evaluation; `tailrace anomalies list` then says who marked it.
+
+    Examples:
+
+        tailrace anomalies feedback 3f9c2a1b false-positive -m "nightly backup"
+    """
+    from tailrace_infra.cli import complain, fail, resolved_settings
+
+    _, rows = ask(data_dir, _FIND, {"start": anomaly})
+    if len(rows) != 1:
+        fail(f"{'no anomaly has' if not rows else 'several anomalies have'} an id that begins with {anomaly!r}")
+    whole, flag, marked_by, later = rows[0]
+    if not flag:
+        fail("it was not flagged, so there is nothing to be wrong about")
+    if marked_by:
+        fail(f"{marked_by} marked it already")
+    if later >= MARKABLE:
+        fail(f"its detector has flagged {later} others since; it remembers the latest {MARKABLE}")
+    command = Command(
+        id=uuid.uuid4().hex, kind=CommandKind.FEEDBACK, alert_id=whole, time=time_of(now_us()),
+        author=author or getpass.getuser(), message=message,
+    )  # fmt: skip
+    kafka = resolved_settings(data_dir).kafka
+    sent = command_message(command)
+    try:
+        writer = KafkaWriter(kafka.client(), lambda: False)
+        writer.write(kafka.topics.commands, sent.key, sent.value, sent.headers)
+        writer.flush()
+    except KafkaException as error:
+        fail(f"{kafka.bootstrap_servers}: {reason(error)}")
+    complain(f"{verdict} sent: {whole}; the detector takes it with its next evaluation")
