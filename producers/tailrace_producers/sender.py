@@ -122,6 +122,7 @@ class Sender:
         while (self._buffer.stats().held or self._reports_in_flight) and monotonic_s() < deadline_s:
             self._poll(POLL_S)
             self._send_waiting()
+            self._report_drops()  # what was dropped while the last report was under way
         self._buffer.close()
         if self._producer is not None:
             self._purge()
