@@ -1,29 +1,13 @@
 """The dataflow of objectives, their burn rates and alerts: see `tailrace_flows.alerts`, of which this is a part."""
 
-import threading
-from collections.abc import Callable
 from typing import Any
 
-from bytewax.dataflow import Dataflow
-
-from tailrace_flows.adapters import Adapters
-from tailrace_flows.alerts import add_alerts
+from tailrace_flows.all import compose
 from tailrace_flows.settings import Settings
 
 __all__ = ["build_flow", "flow"]
 
-
-def build_flow(
-    settings: Settings,
-    *,
-    stop: threading.Event | None = None,
-    hurry: Callable[[], bool] | None = None,
-    process: int = 0,
-) -> Any:
-    """The dataflow. Args: as of `tailrace_flows.windows.build_flow`."""
-    dataflow = Dataflow("tailrace_slo")
-    add_alerts(dataflow, Adapters(settings, stop, hurry), ("slo",))
-    return dataflow
+build_flow = compose(["slo"])
 
 
 def flow() -> Any:
