@@ -274,7 +274,14 @@ def test_the_query_of_the_cause_runs_whatever_the_labels_hold(tmp_path: Path) ->
         with connect(settings) as client:
             migrate(client, settings)
             for one in (EXAMPLE, hostile()):
-                assert client.query(cause_sql(one.alerts[0].alert)).result_rows == []
+                for source, view in (
+                    ("a/b", "windows"),
+                    (f"slo/{HOSTILE}", "slo_status"),
+                    ("health/x", "health_changes"),
+                ):
+                    query = cause_sql(one.alerts[0].alert.model_copy(update={"source": source}))
+                    assert f"FROM {view} " in query
+                    assert client.query(query).result_rows == []
             assert client.query("SELECT count() FROM rows_10s").result_rows == [(0,)]
             literal = cause_sql(Alert(**{**dict(EXAMPLE.alerts[0].alert), "metric": HOSTILE + "é"}))
             quoted = literal.partition("metric = ")[2].partition(" AND ")[0]

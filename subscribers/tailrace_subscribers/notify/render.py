@@ -98,18 +98,35 @@ def _name(notification: Notification) -> str:
 
 
 def cause_sql(alert: Alert) -> str:
-    """The query that shows why an alert fires: its metric's windows around when it began; empty if there are none."""
-    if not alert.metric or alert.source.startswith(("slo/", "health/")):  # theirs are no metrics of windows
+    """The query that shows why an alert fires, around when it began; empty if there is none.
+
+    Of the metric's windows, the objective's burn rates, or the changes of a service's health.
+    """
+    began = f"toDateTime({_literal(alert.timestamp.strftime('%Y-%m-%d %H:%M:%S'))}, 'UTC')"
+    # For people to run; every value is a quoted literal.
+    if alert.source.startswith("slo/"):
+        slo = _literal(alert.source.removeprefix("slo/"))
+        return (
+            "SELECT window_end, budget_remaining, burn_rate_5m, burn_rate_30m, burn_rate_1h, burn_rate_6h, "  # noqa: S608
+            f"burn_rate_3d, bad, total, frozen FROM slo_status WHERE slo = {slo} "
+            f"AND window_end BETWEEN {began} - 3600 AND {began} + 600 ORDER BY window_end"
+        )
+    if alert.source.startswith("health/"):
+        service = alert.labels.get("service", "")
+        return (
+            "SELECT time, check, status, reason, response_time_s, root_causes FROM health_changes "  # noqa: S608
+            f"WHERE service = {_literal(service)} AND time > {began} - 86400 ORDER BY time"
+        )
+    if not alert.metric:
         return ""
     where = [f"metric = {_literal(alert.metric)}"]
     for name, value in sorted(alert.labels.items()):
         column = "service" if name == "service" else f"attributes[{_literal(name)}]"
         where.append(f"{column} = {_literal(value)}")
-    began = alert.timestamp.strftime("%Y-%m-%d %H:%M:%S")
-    return (  # for people to run; every value is a quoted literal
+    return (
         "SELECT window_start, service, attributes, count, mean, min, max, p50, p99, last, rate FROM windows "  # noqa: S608
         f"WHERE {' AND '.join(where)} AND stream = '' "
-        f"AND window_start BETWEEN toDateTime('{began}', 'UTC') - 600 AND toDateTime('{began}', 'UTC') + 600 "
+        f"AND window_start BETWEEN {began} - 600 AND {began} + 600 "
         "ORDER BY window_start"
     )
 
