@@ -1,0 +1,82 @@
+"""The report: kept results of all attacks on one Markdown and one HTML page."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+from benchmarks.common import environment
+from tests.reliability.attack import Attack, Figure, Plot, Result
+
+__all__ = ["RESULTS", "keep", "shown", "write"]
+
+RESULTS = Path(__file__).parent / "results.json"
+"""The last result of each attack that was run with `--report`, with the machine it ran on."""
+WIDTH, HEIGHT = 640, 200
+MOST_SEEDS = 8
+
+
+def keep(attack: Attack, result: Result, took_s: float, took_cpu_s: float) -> None:
+    """Replaces the attack's kept result."""
+    kept = _kept()
+    kept[attack.name] = asdict(result) | {"passed": result.passed, "took_s": round(took_s), "cpu_s": round(took_cpu_s)}
+    kept[attack.name]["where"] = environment()
+    RESULTS.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
+
+
+def write(path: Path, attacks: dict[str, Attack]) -> None:
+    """Writes PATH.md and PATH.html of the kept results of the attacks that (still) exist."""
+    kept = _kept()
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=select_autoescape(["html.j2"], default=False),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    templates.filters |= {"shown": shown, "cell": _cell, "seeds": _seeds, "line": _line, "ticks": _ticks}
+    wheres = [entry["where"] for name, entry in kept.items() if name in attacks]
+    for ending in ("md", "html"):
+        page = templates.get_template(f"report.{ending}.j2").render(
+            attacks=list(attacks.values()), kept=kept, wheres=wheres, width=WIDTH, height=HEIGHT
+        )
+        path.with_suffix(f".{ending}").write_text(page)
+
+
+def shown(value: Figure) -> str:
+    """A figure for a person."""
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else value
+
+
+def _kept() -> dict[str, Any]:
+    return dict(json.loads(RESULTS.read_text())) if RESULTS.exists() else {}
+
+
+def _cell(text: str) -> str:
+    """Text in a cell of a Markdown table."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _seeds(seeds: list[int]) -> str:
+    if len(seeds) > MOST_SEEDS:
+        return f"{len(seeds):,}, from {min(seeds)} to {max(seeds)}"
+    return ", ".join(map(str, seeds))
+
+
+def _line(plot: dict[str, Any]) -> str:
+    """The points of an SVG polyline."""
+    at = Plot(**plot)
+    left, right, low, high = min(at.x), max(at.x), min(0.0, *at.y), max(at.y)
+    return " ".join(
+        f"{(x - left) / ((right - left) or 1) * WIDTH:.1f},{HEIGHT - (y - low) / ((high - low) or 1) * HEIGHT:.1f}"
+        for x, y in zip(at.x, at.y, strict=True)
+    )
+
+
+def _ticks(values: list[float]) -> str:
+    return f"{shown(float(min(values)))} to {shown(float(max(values)))}"
