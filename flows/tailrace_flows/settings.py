@@ -90,6 +90,9 @@ class WindowSettings(_Section):
     idle_s: float = Field(10.0, gt=0)
     scale: int = Field(6, ge=0, le=8)
     max_series: int = Field(200_000, ge=1)
+    """Of one service and stream."""
+    max_shard_series: int = Field(250_000, ge=1)
+    """Of all services of a shard, which is a 64th of them; see docs/operations.md."""
     generation: int = Field(0, ge=0, lt=1 << 15)
 
     @model_validator(mode="after")

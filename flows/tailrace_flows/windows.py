@@ -4,6 +4,7 @@
 adds recovery, clean stops and several processes.
 """
 
+import logging
 import threading
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
@@ -25,6 +26,9 @@ from tailrace_flows.settings import Settings
 from tailrace_flows.source import Side, sample_source
 
 __all__ = ["add_windows", "build_flow", "flow"]
+
+
+log = logging.getLogger(__name__)
 
 
 class _ShardLogic(StatefulBatchLogic[Chunk | Mark, Output, bytes]):
@@ -51,6 +55,9 @@ class _ShardLogic(StatefulBatchLogic[Chunk | Mark, Output, bytes]):
         return self._shard.snapshot(contents=self._contents)
 
     def _emit(self, output: Output) -> tuple[Iterable[Output], bool]:
+        for warning in self._shard.warnings:
+            log.warning("%s (docs/operations.md, What is counted)", warning)
+        self._shard.warnings.clear()
         nothing = not output.blocks and output.events is None and output.counters is None
         return (() if nothing else (output,)), self.RETAIN
 

@@ -30,6 +30,7 @@ _PROBLEMS = {
     "missing_batches": "missing",
     "gap_records": "gap",
     "series_limit_samples": "over the series limit",
+    "shard_limit_samples": "over a shard's series limit",
 }
 
 

@@ -23,6 +23,7 @@ from tailrace_flows.core.config import WindowConfig
         ({"scale": 9}, "scale 9 is not in 0..8"),
         ({"scale": -1}, "scale -1 is not in 0..8"),
         ({"max_series": 0}, "max_series 0"),
+        ({"max_shard_series": 0}, "max_shard_series 0"),
         ({"generation": 1 << 15}, "generation 32768 is not in 0..32767"),
     ],
 )

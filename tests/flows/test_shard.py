@@ -1,13 +1,20 @@
 """A shard and its window tables: single cases, each told as a short log."""
 
+import pickle
+
 import numpy as np
 import pytest
 from tailrace_flows.core.config import WindowConfig
-from tailrace_flows.core.counters import Count
+from tailrace_flows.core.counters import Count, Counters
+from tailrace_flows.core.feed import Record
+from tailrace_flows.core.increases import Baselines
+from tailrace_flows.core.partition import Partition
+from tailrace_flows.core.shard import Shard
 from tailrace_schemas.samples import KINDS, Series
+from tailrace_schemas.topics import shard_of
 
 from tests.flows.machine import START_US, Machine, S, check, check_row
-from tests.flows.oracle import expect
+from tests.flows.oracle import Batch, expect
 from tests.flows.writing import CONFIG, LATENCY, TOTAL, Writer, idle, run, versions
 
 DAY_S = 24 * 3600
@@ -193,8 +200,14 @@ def test_a_counter_silent_for_more_than_a_day_starts_afresh(silence_s: float, re
 
 @pytest.mark.parametrize("hold", [True, False], ids=["replay", "snapshot"])
 @pytest.mark.parametrize("crashes", [0, 1, 3])
-def test_the_series_limit_lets_the_same_samples_through_after_a_crash(hold: bool, crashes: int) -> None:
-    config = WindowConfig(max_series=2)
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [(WindowConfig(max_series=2), Count.SERIES_LIMIT), (WindowConfig(max_shard_series=2), Count.SHARD_LIMIT)],
+    ids=["service", "shard"],
+)
+def test_the_series_limit_lets_the_same_samples_through_after_a_crash(
+    config: WindowConfig, reason: Count, hold: bool, crashes: int
+) -> None:
     a, b, c, d = (Series(name, "counter") for name in "abcd")
     w = Writer()
     log = [
@@ -219,7 +232,7 @@ def test_the_series_limit_lets_the_same_samples_through_after_a_crash(hold: bool
         ("a", 0): 1, ("b", 0): 1, ("a", 130 * S): 2, ("b", 130 * S): 2, ("a", 120 * S): 2, ("b", 120 * S): 2,
     }  # fmt: skip
     totals = {name: value for (*_, name), value in machine.counters.items()}
-    assert totals == {Count.SAMPLES: 6, Count.SERIES_LIMIT: 6}
+    assert totals == {Count.SAMPLES: 6, reason: 6}
 
 
 def test_a_counter_goes_on_from_points_that_were_only_replayed() -> None:
@@ -262,7 +275,117 @@ def test_series_that_are_no_longer_used_make_room_below_the_limit(hold: bool, cr
     assert totals == {Count.SAMPLES: 100 + 120 + 10 + 90, Count.SERIES_LIMIT: 1 + 10}
 
 
+@pytest.mark.parametrize("hold", [True, False], ids=["replay", "snapshot"])
+@pytest.mark.parametrize("crashes", [0, 2])
+def test_a_full_shard_refuses_services_until_others_series_are_forgotten(hold: bool, crashes: int) -> None:
+    config = WindowConfig(max_shard_series=80)
+    names = [name for name in map("service-{}".format, range(1000)) if shard_of(name) == shard_of("service-0")]
+    large, small, refused = (Writer(name) for name in names[:3])
+    series = [Series("m", "counter", "", (("n", f"{number:03d}"),)) for number in range(90)]
+
+    def rows(w: Writer, first: int, last: int, time_s: float) -> Batch:
+        return w.rows(tuple(series[first:last]), *((row, time_s, 1.0) for row in range(last - first)))
+
+    log = [rows(small, 0, 2, 1), rows(large, 0, 77, 1), rows(small, 2, 5, 2), rows(refused, 0, 4, 2)]
+    machine = Machine([log], config, hold=hold)
+    while machine.poll(0, 1):
+        machine.commit()
+    for _ in range(crashes):
+        machine.crash()
+        machine.read_all(1)
+        machine.commit()
+    machine.wait(3)
+    machine.commit()
+    assert machine.counters == {
+        (f"shard {shard_of('service-0')}", service, "", name): count
+        for service, name, count in [
+            (small.service, Count.SAMPLES, 3),
+            (small.service, Count.SHARD_LIMIT, 2),
+            (large.service, Count.SAMPLES, 77),
+            ("", Count.SHARD_LIMIT, 4),  # without its name, since there may be millions
+        ]
+    }  # fmt: skip
+    assert {key.service for key in machine.rows} <= {small.service, large.service}
+    # The large service goes on with a few of its series. Once the others' windows are gone, there is room.
+    machine.append([[rows(large, 0, 5, 300), rows(large, 0, 5, 500), rows(small, 2, 5, 500), rows(refused, 0, 4, 500)]])
+    machine.finish(1)
+    totals = {key[1:]: value for key, value in machine.counters.items()}
+    assert totals[(small.service, "", Count.SAMPLES)] == 3 + 3
+    assert totals[(refused.service, "", Count.SAMPLES)] == 4
+    assert sum(value for (*_, name), value in totals.items() if name == Count.SHARD_LIMIT) == 6
+
+
+def test_who_meets_a_limit_is_told_once_with_the_setting_that_raises_it() -> None:
+    series = [Series("m", "counter", "", (("n", str(number)),)) for number in range(4)]
+    config = WindowConfig(max_series=3, max_shard_series=5)
+    other = next(name for name in map("service-{}".format, range(1000)) if shard_of(name) == shard_of("cart"))
+    machine = Machine([[]], config)
+    for w in (Writer(), Writer(other)):
+        machine.append([[w.rows(tuple(series), *((row, at, 1.0) for row in range(4))) for at in (1.0, 2.0, 3.0)]])
+    machine.read_all(1)
+    (shard,) = machine.shards.values()
+    service, full = shard.warnings
+    assert "'cart' has more than windows.max_series = 3 series at a time" in service
+    assert f"shard {shard_of('cart')} have more than windows.max_shard_series = 5 series at a time" in full
+
+
 # -- size ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("comes_and_goes", ["series", "services", "streams", "producers"])
+def test_what_comes_and_goes_leaves_no_memory_behind(comes_and_goes: str) -> None:
+    """A deploy every half hour, of new pods, and three days later as much is kept as after one."""
+    config = WindowConfig(max_series=600)
+    sizes = []
+    now_us = START_US
+    partition = Partition(0, "samples", config, now_us, hold=True, cluster_id="one", start=0)
+    shards: dict[str, Shard] = {}
+    for generation in range(144):
+        now_us += 1800 * S
+        name = str(generation)
+        pod = ("pod", name if comes_and_goes == "series" else "")
+        table = tuple(Series("m", kind, "", (pod, ("n", f"{row:02d}"))) for row in range(20) for kind in KINDS)
+        batch = Batch(
+            f"service-{name}" if comes_and_goes == "services" else "shop",
+            f"file-{name}" if comes_and_goes == "streams" else "",
+            f"producer-{name}" if comes_and_goes == "producers" else "p",
+            0 if comes_and_goes != "series" else generation,
+            table,
+            tuple((row, now_us, 1.0) for row in range(len(table))),
+            now_us,
+            comes_and_goes == "streams",
+        )
+        items = partition.read([Record(generation, now_us, batch.encode())], now_us)[0]
+        items += partition.idle_marks(now_us + 20 * S)
+        for shard, item in items:
+            shards.setdefault(shard, Shard(config, now_us)).on_items([item], now_us)
+        for machine in shards.values():
+            if (due_us := machine.next_us()) is not None and due_us <= now_us:
+                machine.on_time(now_us)
+        partition.counter_rows(now_us)
+        kept = [partition.snapshot(now_us), pickle.dumps(partition.__dict__), *map(pickle.dumps, shards.values())]
+        sizes.append(sum(map(len, kept)))
+    assert sum(sizes[-48:]) < 1.1 * sum(sizes[48:96])
+
+
+def test_of_departed_counters_the_latest_are_remembered_up_to_the_series_limit() -> None:
+    baselines = Baselines({number: (1.0, 1, START_US + number) for number in range(10)})
+    baselines.expire(START_US, 3)
+    assert sorted(baselines.by_id) == [7, 8, 9]
+
+
+def test_counts_of_more_services_than_fit_are_kept_without_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tailrace_flows.core.counters.MAX_TOTALS", 2)
+    counters = Counters("shard 1")
+    for service in ("a", "b", "c", "a", "d"):
+        counters.add(service, "", Count.SAMPLES, 1)
+    counters.add("e", "file", Count.ENDED, 1)  # somebody waits for it
+    assert counters.totals == {
+        ("a", "", Count.SAMPLES): 2,
+        ("b", "", Count.SAMPLES): 1,
+        ("", "", Count.SAMPLES): 2,
+        ("e", "file", Count.ENDED): 1,
+    }
 
 
 def test_many_samples_at_once_are_the_same_as_many_polls() -> None:

@@ -32,6 +32,8 @@ class WindowConfig:
     scale: int = DEFAULT_SCALE
     max_series: int = 200_000
     """Series of one service and stream; samples of further ones are counted and left out."""
+    max_shard_series: int = 250_000
+    """Series of all services and streams of one shard, of 64; likewise. A stream counts as one at least."""
     generation: int = 0
     """Raised by an operator to rebuild rows: every row of a higher generation beats those of a lower."""
 
@@ -54,8 +56,9 @@ class WindowConfig:
             )
         if not 0 <= self.scale <= MAX_SCALE:
             raise ValueError(f"scale {self.scale} is not in 0..{MAX_SCALE}")
-        if self.max_series < 1:
-            raise ValueError(f"max_series {self.max_series} is not positive")
+        for name in ("max_series", "max_shard_series"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} is not positive")
         if not 0 <= self.generation < 1 << 15:
             raise ValueError(f"generation {self.generation} is not in 0..{(1 << 15) - 1}")
 

@@ -1,7 +1,7 @@
 """What happened to every sample and batch, by reason. Totals live in recovered state: a crash counts nothing twice."""
 
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 from tailrace_schemas.rows import COUNTERS
@@ -19,6 +19,8 @@ class Count(StrEnum):
     """Later than the allowed lateness: in no window."""
     SERIES_LIMIT = "series_limit_samples"
     """Of series beyond `max_series`: in no window."""
+    SHARD_LIMIT = "shard_limit_samples"
+    """Of series, or of whole services, beyond `max_shard_series`: in no window."""
     DUPLICATE_BATCHES = "duplicate_batches"
     DUPLICATE_SAMPLES = "duplicate_samples"
     """In a window already."""
@@ -37,6 +39,10 @@ def dead_letters(reason: Reason) -> str:
     return f"dead_letters.{reason}"
 
 
+MAX_TOTALS: Final = 50_000
+"""Of one scope; what would be further ones is counted without service and stream."""
+
+
 class Counters:
     """Totals by (service, stream, name) of one shard or partition."""
 
@@ -49,8 +55,16 @@ class Counters:
         """Counts; nothing for 0."""
         if value:
             key = (service, stream, name)
+            if len(self.totals) >= MAX_TOTALS and key not in self.totals and name != Count.ENDED:
+                key = ("", "", name)
             self.totals[key] = self.totals.get(key, 0) + value
             self._changed.add(key)
+
+    def forget(self, service: str, stream: str) -> None:
+        """Drops the totals of a stream that is not live; if it is replayed once more, it counts anew."""
+        for key in [key for key in self.totals if key[:2] == (service, stream)]:
+            del self.totals[key]
+            self._changed.discard(key)
 
     @property
     def changed(self) -> bool:

@@ -52,11 +52,14 @@ class Baselines:
             _, before, _ = self.by_id.get(key, (0.0, 0, 0))
             self.by_id[key] = (at_end, before + more, at_us)
 
-    def expire(self, taken_from_us: int) -> None:
-        """Forgets what no point from `taken_from_us` on is compared with."""
+    def expire(self, taken_from_us: int, most: int) -> None:
+        """Forgets what no point from `taken_from_us` on is compared with, and the oldest of more than `most`."""
         horizon = taken_from_us - EXPIRY_US
         if any(time_us < horizon for _, _, time_us in self.by_id.values()):
             self.by_id = {key: point for key, point in self.by_id.items() if point[2] >= horizon}
+        if len(self.by_id) > most:
+            newest = sorted(self.by_id.items(), key=lambda item: (item[1][2], item[0]))[-most:]
+            self.by_id = dict(newest)
 
 
 def increases_of(windows: dict[int, Window], baselines: Baselines, series: SeriesIndex) -> dict[int, Increases]:

@@ -43,7 +43,8 @@ class SeriesIndex:
         self._maps: dict[bytes, NDArray[np.int32]] = {}
         self._columns: dict[str, Any] = {}
         self._kinds = np.array([KINDS.index(one.kind) for one in self.series], np.int8)
-        self._refused = admitted is not None
+        self.refused = admitted is not None
+        """Whether there were series beyond the limit since `keep`."""
         self._reserved: set[int] = set()
         """Ids of series that had a slot before a restart, and have not been met since."""
         if admitted is not None:
@@ -71,6 +72,12 @@ class SeriesIndex:
         self._maps[table.encoded] = found
         return found
 
+    def limit(self, most: int) -> None:
+        """Takes another limit; a higher one admits series that were refused."""
+        if most > self.max_series and self.refused:
+            self._maps.clear()
+        self.max_series = most
+
     def _admits(self, one: Series) -> bool:
         if self._reserved:
             key = series_id(self.service, one)
@@ -79,13 +86,13 @@ class SeriesIndex:
                 return True
         if len(self) < self.max_series:
             return True
-        self._refused = True
+        self.refused = True
         return False
 
     @property
     def admitted(self) -> NDArray[np.uint64] | None:
         """The ids of all series if others were refused, so that a replay refuses the same ones; else None."""
-        if not self._refused:
+        if not self.refused:
             return None
         return np.concatenate([self.ids, np.array(sorted(self._reserved), np.uint64)])
 
@@ -125,7 +132,7 @@ class SeriesIndex:
     def keep(self, used: NDArray[np.bool_]) -> None:
         """Forgets the slots that are not `used`, and what has not been met again; the others close ranks."""
         self._reserved.clear()
-        self._refused = False
+        self.refused = False
         self.series = [one for one, stays in zip(self.series, used, strict=True) if stays]
         self._slots = {one: slot for slot, one in enumerate(self.series)}
         self._maps.clear()

@@ -27,6 +27,7 @@ COUNTERS_US: Final = 2_000_000
 FORGET_US: Final = 24 * 3600 * 1_000_000
 """A stream silent for so long, in wall time, is forgotten."""
 STATE_VERSION: Final = 1
+MAX_WARNINGS: Final = 20
 
 
 class Output(NamedTuple):
@@ -74,27 +75,37 @@ class Shard:
         }
         if any(entry.table.dirty for entry in self._streams.values()):
             self._dirty_due_us = now_us + DIRTY_US
+        self.warnings: list[str] = []
+        """What an operator should read, each once; the caller takes them away."""
+        self._warned: set[str] = set()
 
     def on_items(self, items: Iterable[Chunk | Mark], now_us: int) -> Output:
         """Takes what the source brought, in order; returns the rows that are due."""
         events: list[Any] = []
         blocks: list[Block] = []
         touched: dict[tuple[str, str], _Stream] = {}
+        series = sum(max(1, entry.table.series) for entry in self._streams.values())
         for item in items:
             name = (item.service, item.stream)
             entry = self._streams.get(name)
             if entry is None:
+                # The state holds every stream of what was read before a restart: another one was refused then, too.
+                if series >= self.config.max_shard_series or (isinstance(item, Chunk) and item.replayed):
+                    self._refuse(item, now_us)
+                    continue
+                series += 1
                 self._counters.scope = f"shard {shard_of(item.service)}"
                 table = WindowTable(item.service, item.stream, self.config)
                 entry = self._streams[name] = _Stream(table, now_us)
             if isinstance(item, Chunk):
+                before = max(1, entry.table.series)
+                entry.table.limit_series(self._limit(entry.table, before, series, item.replayed))
                 self._add(entry, item, now_us, events)
+                series += max(1, entry.table.series) - before
                 touched[name] = entry
             elif item.now_us == 0:
                 blocks += entry.table.end()
-                if not self._counters.totals.get((*name, Count.ENDED)):
-                    self._counters.add(*name, Count.ENDED, 1)
-                self._counters_due_us = now_us
+                self._count_end(item, now_us)
             else:
                 blocks += self._idle(entry, item)
         emit_dirty = self._dirty_due_us is not None and now_us >= self._dirty_due_us
@@ -111,6 +122,8 @@ class Shard:
         blocks: list[Block] = []
         for name in [n for n, entry in self._streams.items() if now_us - entry.seen_us >= FORGET_US]:
             blocks += self._streams.pop(name).table.end()  # mostly there is nothing left in it
+            if name[1]:
+                self._counters.forget(*name)
         output = self.on_items((), now_us)
         return output._replace(blocks=blocks + output.blocks)
 
@@ -141,16 +154,58 @@ class Shard:
         entry.seen_us = now_us
         entry.idle[chunk.partition] = None
         added = entry.table.add(chunk)
+        of_service = entry.table.series >= self.config.max_series
         for name, value in (
             (Count.SAMPLES, added.samples),
             (Count.LATE, added.late),
-            (Count.SERIES_LIMIT, added.beyond_series_limit),
+            (Count.SERIES_LIMIT if of_service else Count.SHARD_LIMIT, added.beyond_series_limit),
         ):
             self._counters.add(chunk.service, chunk.stream, name, value)
+        if added.beyond_series_limit and of_service:
+            self._warn(
+                f"service {chunk.service!r} has more than windows.max_series = {self.config.max_series} series "
+                f"{f'in stream {chunk.stream!r} ' if chunk.stream else ''}at a time: further ones are left out"
+            )
+        elif added.beyond_series_limit:
+            self._warn_full(chunk)
         if not chunk.replayed and "event" in chunk.table.kinds:
             occurred = _events(chunk, added.taken)
             if occurred is not None:
                 events.append(occurred)
+
+    def _limit(self, table: WindowTable, counted: int, series: int, replayed: bool) -> int:
+        """How many series a table may have; `counted` of the shard's `series` are its own."""
+        if replayed:  # what was admitted before a restart is admitted again, and nothing else
+            return table.series if table.has_refused else self.config.max_series
+        return min(self.config.max_series, max(table.series, counted + self.config.max_shard_series - series))
+
+    def _count_end(self, mark: Mark, now_us: int) -> None:
+        if not self._counters.totals.get((mark.service, mark.stream, Count.ENDED)):
+            self._counters.add(mark.service, mark.stream, Count.ENDED, 1)
+        self._counters_due_us = now_us
+
+    def _refuse(self, item: Chunk | Mark, now_us: int) -> None:
+        """A stream that the shard does not know, and has no room for."""
+        if isinstance(item, Mark):
+            if item.now_us == 0:
+                self._count_end(item, now_us)
+        elif not item.replayed:
+            # Without its name: where every message has another, the names would fill the memory.
+            self._counters.add("", "", Count.SHARD_LIMIT, item.value.size)
+            self._warn_full(item)
+
+    def _warn_full(self, chunk: Chunk) -> None:
+        self._warn(
+            f"the services of shard {shard_of(chunk.service)} have more than windows.max_shard_series = "
+            f"{self.config.max_shard_series} series at a time: further ones, such as of service {chunk.service!r}, are "
+            "left out",
+            key="full",
+        )
+
+    def _warn(self, text: str, key: str = "") -> None:
+        if (key or text) not in self._warned and len(self._warned) < MAX_WARNINGS:
+            self._warned.add(key or text)
+            self.warnings.append(text)
 
     def _idle(self, entry: _Stream, mark: Mark) -> list[Block]:
         # Whether to retire is decided by the source, which holds its offset back by the same rule.

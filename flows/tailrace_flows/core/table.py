@@ -210,6 +210,20 @@ class WindowTable:
     # -- rows out -----------------------------------------------------------------------------------
 
     @property
+    def series(self) -> int:
+        """How many there are; those that a restart has still to meet again are among them."""
+        return len(self._series)
+
+    @property
+    def has_refused(self) -> bool:
+        """Whether series were refused, so that `series` are all that a replay may bring."""
+        return self._series.refused
+
+    def limit_series(self, most: int) -> None:
+        """Series beyond `most` are refused from now on."""
+        self._series.limit(most)
+
+    @property
     def dirty(self) -> bool:
         """Whether emitted rows are out of date."""
         return any(w.dirty for w in self._windows.values()) or any(m.dirty for m in self._minutes.values())
@@ -321,7 +335,7 @@ class WindowTable:
             place: kept for place, starts in self._refused.items() if (kept := {s for s in starts if s >= until_us})
         }
         self._unsettled = {(length, start) for length, start in self._unsettled if start >= until_us}
-        self._baselines.expire(until_us)
+        self._baselines.expire(until_us, config.max_series)
         self._forget_series()
 
     def _forget_series(self) -> None:
