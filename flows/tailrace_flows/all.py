@@ -11,20 +11,13 @@ from bytewax.dataflow import Dataflow
 
 from tailrace_flows.adapters import Adapters
 from tailrace_flows.alerts import add_alerts
+from tailrace_flows.names import FLOWS, joined_name
 from tailrace_flows.settings import Settings
 from tailrace_flows.windows import add_windows
 
-__all__ = ["FLOWS", "build_flow", "compose", "flow", "joined_name"]
+__all__ = ["build_flow", "compose", "flow"]
 
-FLOWS: Final = ("windows", "alerts", "slo", "health", "anomaly")
-"""Each is a module of this package."""
 _PARTS_OF: Final = {"alerts": ("rules", "response"), "slo": ("slo",), "health": ("health",), "anomaly": ("anomaly",)}
-
-
-def joined_name(names: Collection[str]) -> str:
-    """What several flows in one are called: `all`, or `alerts_slo`."""
-    ordered = [name for name in FLOWS if name in names]
-    return "all" if len(ordered) == len(FLOWS) else "_".join(ordered)
 
 
 def compose(names: Collection[str]) -> Callable[..., Any]:

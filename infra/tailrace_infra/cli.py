@@ -355,32 +355,45 @@ def _kafka(action: Callable[[], Result]) -> Result:
         fail(str(error))
 
 
-PARTS: Final = (
-    "replay_command",
-    "config_command",
-    "alerts_command",
-    "slo_command",
-    "health_command",
-    "anomalies_command",
-    "notify_command",
-    "io_command",
-    "detect_command",
-    "backtest_command",
-)
-"""Modules of this package that add commands of their own with `register`, in the order of --help."""
+PARTS: Final = {
+    "replay_command": ("replay",),
+    "config_command": ("apply", "config"),
+    "alerts_command": ("alerts",),
+    "slo_command": ("slo",),
+    "health_command": ("health",),
+    "anomalies_command": ("anomalies",),
+    "notify_command": ("notify",),
+    "io_command": ("exec", "io-report"),
+    "detect_command": ("detect", "forecast"),
+    "backtest_command": ("backtest",),
+}
+"""Modules of this package that add commands with `register`, in the order of --help, and how those are called."""
 
 
-def complete_app() -> typer.Typer:
-    """The command with the parts that have modules of their own."""
-    for name in PARTS:
-        import_module(f"tailrace_infra.{name}").register(app)
+def commands_of(app: typer.Typer) -> set[str]:
+    """The names of its commands and groups of commands."""
+    commands = {one.name or getattr(one.callback, "__name__", "") for one in app.registered_commands}
+    return commands | {str(group.name) for group in app.registered_groups}
+
+
+def complete_app(command: str | None = None) -> typer.Typer:
+    """The command with the parts that have modules of their own; to load them all takes half a second of CPU time.
+
+    Args:
+        command: the one that will be run, which needs its own part alone; any other text, or None, gives all.
+    """
+    needed = [module for module, commands in PARTS.items() if command in commands]
+    if not needed and command not in commands_of(app):
+        needed = list(PARTS)
+    for module in needed:
+        import_module(f"tailrace_infra.{module}").register(app)
     return app
 
 
 def run_app() -> None:
     """The command, with logging set up."""
     configure_logging()
-    complete_app()()
+    complete_app(sys.argv[1] if len(sys.argv) > 1 else None)()
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from clickhouse_connect.driver.exceptions import ClickHouseError
 from tailrace_flows import runner
-from tailrace_flows.all import FLOWS, compose, joined_name
+from tailrace_flows.all import compose
 from tailrace_flows.core.feed import PoisonedError
+from tailrace_flows.names import FLOWS, joined_name
 from tailrace_flows.settings import Settings
 from tailrace_schemas import clock
 from tailrace_sinks.clickhouse import WriteRejectedError, connect

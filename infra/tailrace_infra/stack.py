@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from tailrace_flows import runner
-from tailrace_flows.all import joined_name
+from tailrace_flows.names import joined_name
 from tailrace_flows.settings import Settings
 from tailrace_schemas.clock import monotonic_s
 from tailrace_sinks.clickhouse import connect

@@ -8,11 +8,13 @@ import random
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tailrace_infra.cli import complete_app
+import typer
+from tailrace_infra.cli import PARTS, commands_of, complete_app
 from tailrace_infra.stack import running_endpoints
 from typer.testing import CliRunner, Result
 
@@ -101,6 +103,13 @@ def test_wrong_usage_is_exit_code_2(usage: Callable[..., Result], arguments: lis
     done = usage(*arguments)
     assert (done.exit_code, done.stdout) == (2, "")
     assert text in done.stderr
+
+
+@pytest.mark.parametrize("module", PARTS)
+def test_a_part_is_loaded_for_each_of_its_commands(module: str) -> None:
+    app = typer.Typer()
+    import_module(f"tailrace_infra.{module}").register(app)
+    assert commands_of(app) == set(PARTS[module])
 
 
 def test_wrong_settings_are_exit_code_2_and_name_the_place(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ Ints = NDArray[np.int64]
 
 BEFORE_ALL: Final = UNKNOWN_US
 AFTER_ALL: Final = 1 << 62
-NO_ROWS: Final = pa.RecordBatch.from_pylist([], WINDOW_ROWS)
+# Of null arrays: to convert anything, be it nothing, pyarrow loads pandas where it is installed, which takes a while.
+NO_ROWS: Final = pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in WINDOW_ROWS], schema=WINDOW_ROWS)
 
 
 class Block(NamedTuple):
