@@ -1,11 +1,15 @@
-"""`python -m benchmarks NAME`: a table for people, or JSON lines on stdout; appends to benchmarks/history.jsonl."""
+"""`python -m benchmarks NAME`: a table for people, or JSON lines on stdout; appends to benchmarks/history.jsonl.
+
+`compare A B` shows two runs of that history side by side; `all` runs every benchmark.
+"""
 
 import argparse
 import importlib
 import sys
 
+from benchmarks import everything
 from benchmarks.common import HISTORY, publish, say, show
-from benchmarks.compare import compare, last_results, record
+from benchmarks.compare import compare, last_results, ratios, record, runs, select
 
 NAMES = {
     "agent": "CPU and memory of the host agent with 500 and 5,000 processes",
@@ -35,7 +39,18 @@ def main() -> None:
         command.add_argument("--no-history", action="store_true", help="do not append to benchmarks/history.jsonl")
         command.add_argument("--record", metavar="HOST:PORT", help="also send the figures as samples to this Kafka")
         modules[name].add_arguments(command)
+    comparison = commands.add_parser("compare", help="two runs of the history, with ratios", description=select.__doc__)
+    comparison.add_argument("a", nargs="?", help="a run; without, the runs are listed")
+    comparison.add_argument("b", nargs="?", help="another (default: the last of the same benchmark)")
+    everything.add_arguments(
+        commands.add_parser("all", help="every benchmark, in less than 20 minutes", description=everything.__doc__),
+        tuple(NAMES),
+    )
     options = parser.parse_args()
+    if options.name == "compare":
+        sys.exit(_compare(options.a, options.b))
+    if options.name == "all":
+        sys.exit(everything.run(options, tuple(NAMES)))
     results = modules[options.name].run(options)
     before = last_results(HISTORY.read_text().splitlines(), options.name)
     publish(results, as_json=options.json, history=not options.no_history)
@@ -46,6 +61,36 @@ def main() -> None:
             say("no earlier run of these cases to compare with")
     if options.record and not record(results, options.record):
         sys.exit(f"{options.record} did not take the figures")
+
+
+def _compare(one: str | None, other: str | None) -> int:
+    """Shows the ratios, or the runs there are. The exit code."""
+    history = runs(HISTORY.read_text().splitlines())
+    if one is None:
+        show(
+            [
+                {"number": str(number), "benchmark": run.benchmark, "time": run.time, "commit": run.commit}
+                for number, run in enumerate(history, 1)
+            ],
+            "runs in the history",
+        )
+        return 0
+    try:
+        a = select(history, one)
+        b = select(history, other) if other else [select(history, run.benchmark)[0] for run in a]
+    except ValueError as error:
+        say(str(error))
+        return 2
+    found = ratios(a, b)
+    for benchmark in dict.fromkeys(line["benchmark"] for line in found):
+        captions = [
+            f"{side}: {run.commit}, {run.time}" for side, chosen in (("a", a), ("b", b)) for run in chosen
+            if run.benchmark == benchmark
+        ]  # fmt: skip
+        show([line for line in found if line["benchmark"] == benchmark], "; ".join(captions))
+    if not found:
+        say("these runs have no case in common")
+    return not found
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Synthetic latencies as `SampleBatch` messages: stable series tables, batches of 1,000 samples."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from confluent_kafka import Producer
@@ -13,49 +13,65 @@ SAMPLES_PER_SECOND = 1_000_000
 START_US = 1_700_000_000_000_000
 
 
-def messages(series: int, samples: int, seed: int = 1) -> Iterator[tuple[bytes, bytes]]:
-    """(key, value) of batches: one producer each 100 series, or each 1,000 from 100,000 series on.
+class Batch(NamedTuple):
+    """The samples of one message, in the order of their times."""
 
-    Latencies are log-normal with a median of 20 ms; each batch's samples are in the order of their times. Values come
-    from a pool of 64 batches, so that making them costs nothing beside sending them.
-    """
-    each = 1_000 if series >= 100_000 else 100
+    producer: int
+    step: int
+    """Number of the producer's message."""
+    base_time_us: int
+    series_index: np.ndarray[Any, np.dtype[np.uint32]]
+    """Into the series of this producer, which has `series_each(series)` of them."""
+    time_offset_us: np.ndarray[Any, np.dtype[np.int32]]
+    value: np.ndarray[Any, np.dtype[np.float64]]
+
+
+def series_each(series: int) -> int:
+    """Series of a producer: 100, and 1,000 from 100,000 series on."""
+    return 1_000 if series >= 100_000 else 100
+
+
+def service_name(producer: int) -> str:
+    return f"service-{producer:03d}"
+
+
+def batches(series: int, samples: int, seed: int = 1) -> Iterator[Batch]:
+    """The producers' batches in turn. Latencies are log-normal with a median of 20 ms. 30 us each."""
+    each = series_each(series)
     producers = max(1, series // each)
     rng = np.random.default_rng(seed)
-    tables = [
-        encode_series_table(
-            Series(
-                "http.server.request.duration", "distribution", "s",
-                (("http.request.method", "GET"), ("http.route", f"/route/{number}")),
-            )
-            for number in range(each)
-        )
-        for _ in range(producers)
-    ]  # fmt: skip
-    pool = [
-        (
-            rng.integers(0, each, BATCH).astype("<u4").tobytes(),
-            (rng.lognormal(-4, 0.5, BATCH)).astype("<f8").tobytes(),
-        )
-        for _ in range(64)
-    ]
     span_us = BATCH * producers * 1_000_000 // SAMPLES_PER_SECOND
-    offsets = (np.arange(BATCH) * span_us // BATCH).astype("<i4").tobytes()
-    names = [f"service-{number:03d}" for number in range(producers)]
+    offsets = (np.arange(BATCH) * span_us // BATCH).astype("<i4")
     for batch in range(samples // BATCH):
         step, number = divmod(batch, producers)
-        index, value = pool[(batch * 7) % len(pool)]
+        yield Batch(
+            number, step, START_US + step * span_us, rng.integers(0, each, BATCH, "<u4"), offsets,
+            rng.lognormal(-4, 0.5, BATCH),
+        )  # fmt: skip
+
+
+def messages(series: int, samples: int, seed: int = 1) -> Iterator[tuple[bytes, bytes]]:
+    """(key, value) of the batches as `SampleBatch` messages."""
+    table = encode_series_table(
+        Series(
+            "http.server.request.duration", "distribution", "s",
+            (("http.request.method", "GET"), ("http.route", f"/route/{number}")),
+        )
+        for number in range(series_each(series))
+    )  # fmt: skip
+    for batch in batches(series, samples, seed):
+        name = service_name(batch.producer)
         yield (
-            names[number].encode(),
+            name.encode(),
             encode_batch(
-                service=names[number],
+                service=name,
                 producer_id="benchmark",
-                sequence=step,
-                base_time_us=START_US + step * span_us,
-                series_table=tables[number],
-                series_index=index,
-                time_offset_us=offsets,
-                value=value,
+                sequence=batch.step,
+                base_time_us=batch.base_time_us,
+                series_table=table,
+                series_index=batch.series_index.tobytes(),
+                time_offset_us=batch.time_offset_us.tobytes(),
+                value=batch.value.tobytes(),
             ),
         )
 
