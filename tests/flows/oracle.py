@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import lru_cache
 from math import inf, isfinite
 from typing import NamedTuple
 
@@ -136,6 +137,7 @@ class Expected:
     """Dead letters."""
 
 
+@lru_cache(1 << 16)
 def exact_code(value: float, scale: int) -> int:
     """The sketch code of a value, by comparing its 2^scale-th power with powers of two: no logarithm, no rounding."""
     if value == 0:

@@ -1,0 +1,11 @@
+"""Some worlds of the windows: `python -m tests.reliability windows --long` has more."""
+
+import pytest
+
+from tests.reliability.seeds import failed_before
+from tests.reliability.windows import play
+
+
+@pytest.mark.parametrize("seed", [*failed_before("windows"), *range(1, 16)])
+def test_every_row_and_counter_is_what_exact_computation_gives(seed: int) -> None:
+    play(seed)
