@@ -13,7 +13,7 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from tailrace_schemas.alerts import AlertEvent
 from tailrace_schemas.cloudevents import event_message, notification_message
 from tailrace_schemas.deadletter import DeadLetter, encode_dead_letter
-from tailrace_schemas.rows import ANOMALIES, HEALTH, INCIDENTS, SLO_STATUS, WindowRows, encode_window_rows
+from tailrace_schemas.rows import ANOMALIES, BASELINES, HEALTH, INCIDENTS, SLO_STATUS, WindowRows, encode_window_rows
 from tailrace_sinks.kafka import KafkaWriter
 
 from tailrace_flows.alert_rows import alert_event_rows
@@ -37,6 +37,7 @@ SCHEMA_OF = {
     "health_rows": HEALTH,
     "incident_rows": INCIDENTS,
     "anomaly_rows": ANOMALIES,
+    "baseline_rows": BASELINES,
 }
 TABLE_OF_SECONDS = {10: "rows_10s", 60: "rows_1m"}
 

@@ -44,7 +44,8 @@ ORDER BY indexOf(['critical', 'error', 'warning', 'info'], severity), started_at
 LIMIT {{limit:UInt32}}
 """
 _SHOW = """
-SELECT time, transition, status, reason, current_value, acknowledged_by, resolved_by, description, annotations
+SELECT time, transition, status, reason, current_value, threshold, acknowledged_by, resolved_by, description,
+       annotations
 FROM alert_events WHERE alert_id = {id:String} ORDER BY sequence, time
 """
 
@@ -135,7 +136,7 @@ def mark(
     author: Author = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Say that an alert should not have fired: counted in the accuracy of alerts.
+    """Say that an alert should not have fired: counted in the accuracy of alerts. It raises a `threshold: auto`.
 
     Examples:
 

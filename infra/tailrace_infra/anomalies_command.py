@@ -1,4 +1,4 @@
-"""`tailrace anomalies`: series that stood out from their own past, and feedback on flags."""
+"""`tailrace anomalies`: series that stood out from their own past, what was learned of them, and feedback on flags."""
 
 import getpass
 import uuid
@@ -40,6 +40,12 @@ FROM (SELECT *, sum(flag) OVER (PARTITION BY detector ORDER BY window_end DESC, 
 WHERE startsWith(id, {start:String}) LIMIT 2
 """
 MARKABLE: Final = 100
+_BASELINES: Final = """
+SELECT id, source, labels, time, points, warming_up, expected, low, high, bar, held
+FROM baselines WHERE {source:String} IN ('', source, splitByChar(':', source, 2)[2])
+ORDER BY source, labels LIMIT {limit:UInt32}
+"""
+_FIND_BASELINE: Final = "SELECT id, source, labels FROM baselines WHERE startsWith(id, {start:String}) LIMIT 2"
 
 
 def register(app: typer.Typer) -> None:
@@ -86,7 +92,7 @@ def feedback(
 
         tailrace anomalies feedback 3f9c2a1b false-positive -m "nightly backup"
     """
-    from tailrace_infra.cli import complain, fail, resolved_settings
+    from tailrace_infra.cli import complain, fail
 
     _, rows = ask(data_dir, _FIND, {"start": anomaly})
     if len(rows) != 1:
@@ -98,8 +104,64 @@ def feedback(
         fail(f"{marked_by} marked it already")
     if later >= MARKABLE:
         fail(f"its detector has flagged {later} others since; it remembers the latest {MARKABLE}")
+    _send(data_dir, CommandKind.FEEDBACK, whole, message, author)
+    complain(f"{verdict} sent: {whole}; the detector takes it with its next evaluation")
+
+
+@anomalies_app.command("baseline")
+def baseline(
+    source: Annotated[
+        str, typer.Argument(help="Only of this: a detector's name, or GROUP/ALERT of a rule with `threshold: auto`.")
+    ] = "",
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="At most so many.")] = 1_000,
+    data_dir: DataDir = None,
+    format: FormatOption = Format.TABLE,
+) -> None:
+    """Show what was learned of each series: what is expected of it now, its band, and its bar.
+
+    It is told every 5 minutes. `held`: for so many points the threshold has stood still, since it is passed.
+
+    Examples:
+
+        tailrace anomalies baseline
+
+        tailrace anomalies baseline shop/CheckoutSlow --format json
+    """
+    write_rows(*ask(data_dir, _BASELINES, {"source": source, "limit": limit}), format)
+
+
+@anomalies_app.command("reset")
+def reset(
+    baselines: Annotated[list[str], typer.Argument(help="Ids of `tailrace anomalies baseline`; their beginnings do.")],
+    author: Annotated[str | None, typer.Option("--author", help="Who says so.", show_default="you")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Forget what was learned of series: they warm up again.
+
+    Examples:
+
+        tailrace anomalies reset 7be01d4c
+    """
+    from tailrace_infra.cli import complain, fail
+
+    whole = []
+    for start in baselines:
+        _, rows = ask(data_dir, _FIND_BASELINE, {"start": start})
+        if len(rows) != 1:
+            fail(f"{'no baseline has' if not rows else 'several baselines have'} an id that begins with {start!r}")
+        whole.append(rows[0])
+    for found, source, labels in whole:
+        _send(data_dir, CommandKind.RESET, found, "", author)
+        of = ", ".join(f"{name}={value}" for name, value in sorted(labels.items()))
+        complain(f"reset sent: {source}{f' {{{of}}}' if of else ''}")
+
+
+def _send(data_dir: Path | None, kind: CommandKind, about: str, message: str, author: str | None) -> None:
+    """Puts a command on its topic; ends the command where the broker does not take it."""
+    from tailrace_infra.cli import fail, resolved_settings
+
     command = Command(
-        id=uuid.uuid4().hex, kind=CommandKind.FEEDBACK, alert_id=whole, time=time_of(now_us()),
+        id=uuid.uuid4().hex, kind=kind, alert_id=about, time=time_of(now_us()),
         author=author or getpass.getuser(), message=message,
     )  # fmt: skip
     kafka = resolved_settings(data_dir).kafka
@@ -110,4 +172,3 @@ def feedback(
         writer.flush()
     except KafkaException as error:
         fail(f"{kafka.bootstrap_servers}: {reason(error)}")
-    complain(f"{verdict} sent: {whole}; the detector takes it with its next evaluation")

@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
 __all__ = [
-    "PUBLISHED", "Alert", "AlertEvent", "Annotation", "Command", "CommandKind", "Labels", "Operator", "Severity",
-    "Status", "Threshold", "Transition", "alert_id", "event_id", "json_schema", "time_of",
+    "ABOUT_LEARNING", "PUBLISHED", "Alert", "AlertEvent", "Annotation", "Command", "CommandKind", "Labels", "Operator",
+    "Severity", "Status", "Threshold", "Transition", "alert_id", "event_id", "json_schema", "time_of",
     "us_of",
 ]  # fmt: skip
 
@@ -147,6 +147,12 @@ class CommandKind(StrEnum):
     UNSILENCE = "unsilence"
     FEEDBACK = "feedback"
     """A flag was a false alarm: `alert_id` is an anomaly's id, and no alert event answers it."""
+    RESET = "reset"
+    """What was learned of a series is forgotten: `alert_id` is a baseline's id, and no alert event answers it."""
+
+
+ABOUT_LEARNING = frozenset({CommandKind.FEEDBACK, CommandKind.RESET})
+"""Commands that are about what was learned of a series, not about an alert."""
 
 
 class Command(_Model):

@@ -10,7 +10,7 @@ import pyarrow as pa
 from tailrace_schemas.codec import FlatCodec
 
 __all__ = [
-    "ALERT_EVENTS", "ANOMALIES", "COUNTERS", "EVENTS", "HEALTH", "INCIDENTS", "SLO_STATUS", "WINDOW_ROWS",
+    "ALERT_EVENTS", "ANOMALIES", "BASELINES", "COUNTERS", "EVENTS", "HEALTH", "INCIDENTS", "SLO_STATUS", "WINDOW_ROWS",
     "WindowRows", "decode_window_rows", "encode_window_rows",
 ]  # fmt: skip
 
@@ -181,6 +181,26 @@ ANOMALIES: Any = pa.schema(
     ]
 )
 """A point of a series that stood out: flagged, or with a high score."""
+
+BASELINES: Any = pa.schema(
+    [
+        pa.field("baseline_id", pa.string(), nullable=False),  # of source and labels
+        pa.field("source", pa.string(), nullable=False),  # rule:GROUP/ALERT or detector:NAME
+        pa.field("subject", pa.string(), nullable=False),  # what is measured, in words
+        pa.field("service", pa.string(), nullable=False),  # the label; empty: none
+        pa.field("labels", ATTRIBUTES, nullable=False),
+        pa.field("time", pa.timestamp("s", tz="UTC"), nullable=False),  # of the evaluation
+        pa.field("points", pa.uint64(), nullable=False),  # that were learned
+        pa.field("warming_up", pa.bool_(), nullable=False),
+        pa.field("expected", pa.float64()),
+        pa.field("low", pa.float64()),
+        pa.field("high", pa.float64()),
+        pa.field("bar", pa.float64(), nullable=False),  # how many times the usual evidence it needs
+        pa.field("held", pa.uint32(), nullable=False),  # points for which a threshold has stood still, being passed
+        pa.field("version", pa.uint64(), nullable=False),
+    ]
+)
+"""What was learned of a series, as it stands."""
 
 _ENVELOPE = FlatCodec("WindowRows")
 

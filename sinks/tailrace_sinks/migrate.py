@@ -22,6 +22,7 @@ RETENTION_OF: Final = {
     "alert_event_rows": "retention_1h_days",
     "slo_status_rows": "retention_1m_days",
     "anomaly_rows": "retention_1m_days",
+    "baseline_rows": "retention_10s_days",
     "health_rows": "retention_1h_days",
     "incident_rows": "retention_1h_days",
 }

@@ -14,6 +14,7 @@ from tailrace_schemas.codec import Codec
 from tailrace_schemas.rows import (
     ALERT_EVENTS,
     ANOMALIES,
+    BASELINES,
     COUNTERS,
     EVENTS,
     HEALTH,
@@ -31,6 +32,7 @@ from tests.schemas.examples import arrow_rows, avro_datum, example
 SCHEMAS = {
     "ALERT_EVENTS": ALERT_EVENTS,
     "ANOMALIES": ANOMALIES,
+    "BASELINES": BASELINES,
     "COUNTERS": COUNTERS,
     "EVENTS": EVENTS,
     "HEALTH": HEALTH,
@@ -41,6 +43,7 @@ SCHEMAS = {
 FINGERPRINTS = {
     "ALERT_EVENTS": "fe60b85253400212",
     "ANOMALIES": "212c97343efb257b",
+    "BASELINES": "f80a76e487e3ae55",
     "COUNTERS": "0606e11998ab391b",
     "EVENTS": "8fd0c777fef81385",
     "HEALTH": "c8072a3905e46708",

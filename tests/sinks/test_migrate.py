@@ -5,23 +5,43 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from tailrace_flows.settings import ClickHouseSettings
-from tailrace_schemas.rows import ALERT_EVENTS, ANOMALIES, COUNTERS, EVENTS, HEALTH, INCIDENTS, SLO_STATUS, WINDOW_ROWS
+from tailrace_schemas.rows import (
+    ALERT_EVENTS,
+    ANOMALIES,
+    BASELINES,
+    COUNTERS,
+    EVENTS,
+    HEALTH,
+    INCIDENTS,
+    SLO_STATUS,
+    WINDOW_ROWS,
+)
 from tailrace_sinks import migrate as module
 from tailrace_sinks.clickhouse import connect
 from tailrace_sinks.migrate import MigrationError, migrate, pending
 
 from tests.sinks.storage import START_S, Storage, row
 
-FILES = ["0001_tables", "0002_functions", "0003_views", "0004_alerts", "0005_slo", "0006_health", "0007_anomalies"]
+FILES = [
+    "0001_tables",
+    "0002_functions",
+    "0003_views",
+    "0004_alerts",
+    "0005_slo",
+    "0006_health",
+    "0007_anomalies",
+    "0008_baselines",
+]
 TTLS = [
-    "alert_event_rows: keep 395 days", "anomaly_rows: keep 45 days", "event_rows: keep 395 days",
-    "health_rows: keep 395 days", "incident_rows: keep 395 days", "rows_10s: keep 7 days",
+    "alert_event_rows: keep 395 days", "anomaly_rows: keep 45 days", "baseline_rows: keep 7 days",
+    "event_rows: keep 395 days", "health_rows: keep 395 days", "incident_rows: keep 395 days", "rows_10s: keep 7 days",
     "rows_1d: keep 395 days", "rows_1h: keep 395 days", "rows_1m: keep 45 days", "slo_status_rows: keep 45 days",
 ]  # fmt: skip
 TABLES = {
     "rows_10s": WINDOW_ROWS, "rows_1m": WINDOW_ROWS, "rows_1h": WINDOW_ROWS, "rows_1d": WINDOW_ROWS,
     "event_rows": EVENTS, "counter_rows": COUNTERS, "alert_event_rows": ALERT_EVENTS,
     "slo_status_rows": SLO_STATUS, "health_rows": HEALTH, "incident_rows": INCIDENTS, "anomaly_rows": ANOMALIES,
+    "baseline_rows": BASELINES,
 }  # fmt: skip
 VIEW_COLUMNS = [
     "metric", "service", "attributes", "kind", "unit", "stream", "window_start", "window_end", "window_seconds",
@@ -65,6 +85,7 @@ def test_retention_follows_the_settings(storage: Storage) -> None:
     shorter = storage.settings.model_copy(update={"retention_10s_days": 3, "retention_1h_days": 400})
     changes = [
         "alert_event_rows: keep 400 days",
+        "baseline_rows: keep 3 days",
         "event_rows: keep 400 days",
         "health_rows: keep 400 days",
         "incident_rows: keep 400 days",

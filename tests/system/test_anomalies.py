@@ -80,6 +80,15 @@ def test_a_jump_is_scored_stored_alerted_and_marked_across_a_kill(
                 lambda: b.clickhouse.query("SELECT count() FROM anomalies WHERE marked_by = 'ann'").first_row[0] == 1,
                 60,
             )
+            known = "SELECT id, warming_up, bar, round(high, 1) AS high FROM baselines WHERE source = 'detector:load'"
+            (learned,) = b.clickhouse.query(known).named_results()
+            assert not learned["warming_up"]
+            assert 0.3 < learned["high"] < 1.5
+            listed = tailrace("anomalies", "baseline", "load", "--format", "json", environment=b.environment)
+            assert [(one["id"], one["labels"]["host"]) for one in json.loads(listed.stdout)] == [(learned["id"], "one")]
+            assert tailrace("anomalies", "reset", learned["id"], environment=b.environment).returncode == 0
+            *_, sent = [read_command(one.value() or b"") for one in b.read_topic(b.settings.kafka.topics.commands)]
+            assert (sent.kind, sent.alert_id) == ("reset", learned["id"])
         (alert,) = {one.alert.id: one.alert for one in events(b) if one.alert}.values()
         assert (alert.name, alert.labels) == ("Odd", {"service": "web", "detector": "load", "host": "one"})
         # Every window was judged once, as without the kill.

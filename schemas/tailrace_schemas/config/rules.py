@@ -3,11 +3,11 @@
 import re
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from math import inf
+from math import inf, isfinite
 from string import Formatter
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from tailrace_schemas.alerts import Operator, Severity
 from tailrace_schemas.config.aggregate import FORMS, Aggregate, AggregateText, How, check_kind
@@ -15,7 +15,7 @@ from tailrace_schemas.config.base import ConfigModel, Duration, Name, duration_t
 from tailrace_schemas.config.expression import Expression
 from tailrace_schemas.config.matcher import Label, Where, matchers_of
 
-__all__ = ["Condition", "NoData", "Query", "Rule", "RuleGroup", "RuleOperator"]
+__all__ = ["AUTO", "Condition", "NoData", "Query", "Rule", "RuleGroup", "RuleOperator"]
 
 STEP_S: Final = 10
 """Rules see windows of 10 s: windows and intervals are multiples of it."""
@@ -35,6 +35,17 @@ def _bounded(seconds: float) -> float:
     return seconds
 
 
+AUTO: Final = "auto"
+"""A threshold that follows each series."""
+
+
+def _number_or_auto(value: Any) -> Any:
+    if value == AUTO or (isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)):
+        return value
+    raise ValueError(f"must be a finite number, without quotes, or {AUTO}")
+
+
+RuleThreshold = Annotated[float | Literal["auto"], BeforeValidator(_number_or_auto)]
 Interval = Annotated[Duration, AfterValidator(_windows)]
 Window = Annotated[Duration, AfterValidator(_windows), AfterValidator(_bounded)]
 Kind = Literal["distribution", "counter", "cumulative", "gauge", "event"]
@@ -113,7 +124,8 @@ class Rule(ConfigModel):
     where: Where = Field(default_factory=dict)
     by: tuple[Label, ...] = ()
     op: RuleOperator
-    threshold: float | None = None
+    threshold: RuleThreshold | None = None
+    """AUTO: the edge of the band in which the values of each label set usually lie."""
     clear_threshold: float | None = None
     also: tuple[Condition, ...] = Field(default=(), alias="and")
     for_s: Duration = Field(default=0, alias="for")
@@ -184,7 +196,9 @@ class Rule(ConfigModel):
 
     def _check_clear(self) -> None:
         clear, threshold = self.clear_threshold, self.threshold
-        if clear is None or threshold is None:
+        if threshold == AUTO:
+            self._check_auto()
+        if clear is None or not isinstance(threshold, float):
             return
         if self.comparison in (Operator.EQ, Operator.NE):
             raise wrong(f"has no meaning with `op: {self.op}`", "clear_threshold")
@@ -193,9 +207,21 @@ class Rule(ConfigModel):
             side = "below" if above else "above"
             raise wrong(f"must be {side} `threshold`, which is {threshold:g}: the alert ends there", "clear_threshold")
 
+    def _check_auto(self) -> None:
+        if self.comparison in (Operator.EQ, Operator.NE):
+            raise wrong("`threshold: auto` is the edge of a band: `op` is gt, gte, lt or lte", "op")
+        if self.clear_threshold is not None:
+            raise wrong("has no meaning with `threshold: auto`", "clear_threshold")
+        if not self.all_queries():
+            raise wrong("a constant has no usual values; it needs `queries`", "value")
+        for query in self.all_queries().values():
+            if query.aggregate.how is How.PREDICT_LINEAR:
+                raise wrong("`threshold: auto` learns what was, predict_linear says what will be", "threshold")
+
     def _check_reachable(self) -> None:
         expression, op = self.expression(), self.comparison
-        assert self.threshold is not None
+        if not isinstance(self.threshold, float):
+            return
         assert op is not None
         if not expression.names:
             try:
@@ -242,7 +268,9 @@ class Rule(ConfigModel):
         if self.comparison is None:
             parts.append(f" has no data over {duration_text(self.window_s)}")
         else:
-            parts.append(f" is {_WORDS[self.comparison]} {self.threshold:g}")
+            usual = "what is usual, as learned from its own past"
+            limit = usual if self.threshold == AUTO else f"{self.threshold:g}"
+            parts.append(f" is {_WORDS[self.comparison]} {limit}")
         parts += [f" and {one.value} is {_WORDS[one.op]} {one.threshold:g}" for one in self.also]
         if self.for_s:
             parts.append(f" for {duration_text(self.for_s)}")

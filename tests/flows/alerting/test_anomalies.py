@@ -7,8 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from tailrace_flows.core.alerting import anomalies as module
-from tailrace_flows.core.alerting.anomalies import FORGET_US
+from tailrace_flows.core.alerting import baselines as module
+from tailrace_flows.core.alerting.baselines import FORGET_US
 from tailrace_flows.core.alerting.evaluator import Findings
 from tailrace_flows.core.alerting.rules import AlertGroup, keep_of
 from tailrace_flows.core.alerting.store import WindowStore
@@ -178,7 +178,7 @@ def test_feedback_raises_the_bar_of_its_series_once_and_is_recorded() -> None:
     assert world.mark(flagged["anomaly_id"], "bob") == []
     (marked,) = [row for row in world.window(1310, {"h0": 0.9}).rows["anomaly_rows"] if row["version"] == 2]
     assert marked == flagged | {"marked_by": "ann", "version": 2}
-    (bar,) = world.unit._anomalies._bank.bar[:1]
+    (bar,) = world.unit._anomalies._baselines.bank.bar[:1]
     assert bar == pytest.approx(1.05 * 1.25, rel=0.001)
 
 

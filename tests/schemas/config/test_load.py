@@ -86,7 +86,7 @@ grops: []
         "rules.yaml:9: groups[0].rules[0].aggregate: 'meen' is no aggregate; there are: count, sum, min, max, mean, "
         "last, increase, rate, p50, p99.9, fraction_above(0.3), fraction_below(0.3), predict_linear(4h)",
         "rules.yaml:10: groups[0].rules[0].where.code: must be text; put it in quotes",
-        "rules.yaml:12: groups[0].rules[0].threshold: must be a number, without quotes",
+        "rules.yaml:12: groups[0].rules[0].threshold: must be a finite number, without quotes, or auto",
         f"rules.yaml:13: grops: there is no such section. Allowed: {SECTION_KEYS}",
     ]
 

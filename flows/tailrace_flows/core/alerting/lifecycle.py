@@ -23,6 +23,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from tailrace_schemas.alerts import (
+    ABOUT_LEARNING,
     Alert,
     AlertEvent,
     Annotation,
@@ -64,6 +65,7 @@ class AlertSpec(NamedTuple):
     """A template, see `describe`."""
     metric: str = ""
     threshold: Threshold | None = None
+    """With a value of NaN: each alert has its own."""
     for_us: int = 0
     keep_firing_for_us: int = 0
     tags: tuple[str, ...] = ()
@@ -154,6 +156,7 @@ class RuleAlerts:
         holding: Mapping[Labels, float] = _NOTHING,
         *,
         silent: bool | Container[Labels] = False,
+        limits: Mapping[Labels, float] = _NOTHING,
     ) -> list[AlertEvent]:
         """Judges the condition at event time `t_us`; returns what changed, ordered by labels.
 
@@ -162,6 +165,7 @@ class RuleAlerts:
             breached: label sets past the threshold, with their values.
             holding: label sets not past it, but not past the clear threshold either: they keep what is active.
             silent: for which label sets there is no data (True: for all that are in neither mapping): they are frozen.
+            limits: the thresholds that were passed, where each label set has its own.
 
         Raises:
             ValueError: `t_us` is not later than before.
@@ -178,7 +182,7 @@ class RuleAlerts:
         for labels in sorted({*breached, *self._instances}):
             instance = self._instances.get(labels)
             if labels in breached:
-                event = self._breached(t_us, labels, breached[labels], instance)
+                event = self._breached(t_us, labels, breached[labels], instance, limits.get(labels))
             else:
                 assert instance is not None
                 frozen = silent if isinstance(silent, bool) else labels in silent
@@ -187,7 +191,9 @@ class RuleAlerts:
                 events.append(event)
         return events
 
-    def _breached(self, t_us: int, labels: Labels, value: float, instance: _Instance | None) -> AlertEvent | None:
+    def _breached(
+        self, t_us: int, labels: Labels, value: float, instance: _Instance | None, limit: float | None
+    ) -> AlertEvent | None:
         if instance is None:
             if len(self._instances) >= MAX_ALERTS:
                 self.refused += 1
@@ -199,7 +205,7 @@ class RuleAlerts:
             return None
         if t_us - instance.active_at_us - instance.paused_us < self.spec.for_us:
             return None
-        alert = self._new_alert(labels, instance)
+        alert = self._new_alert(labels, instance, limit)
         event = _event(alert, Transition.ACTIVE, f"window:{t_us}", t_us, sequence=0)
         instance.life = self._lives[alert.id] = _Life(labels, event)
         return event
@@ -234,8 +240,11 @@ class RuleAlerts:
             if one.life is not None
         ]
 
-    def _new_alert(self, labels: Labels, instance: _Instance) -> Alert:
+    def _new_alert(self, labels: Labels, instance: _Instance, limit: float | None) -> Alert:
         spec = self.spec
+        threshold = spec.threshold
+        if threshold is not None and isnan(threshold.value):
+            threshold = None if limit is None else threshold.model_copy(update={"value": limit})
         return Alert(
             id=alert_id(spec.source, labels, instance.active_at_us),
             name=spec.name,
@@ -245,7 +254,7 @@ class RuleAlerts:
             source=spec.source,
             metric=spec.metric,
             labels=dict(labels),
-            threshold=spec.threshold,
+            threshold=threshold,
             current_value=_json_number(instance.value),
             timestamp=time_of(instance.active_at_us),
             tags=spec.tags,
@@ -297,7 +306,7 @@ class RuleAlerts:
             before; None if no alert of this rule has that id, or the alert's end was long ago.
         """
         life = self._lives.get(command.alert_id)
-        if life is None or command.kind is CommandKind.FEEDBACK:
+        if life is None or command.kind in ABOUT_LEARNING:
             return None
         if command.id in life.commands:
             return []
@@ -330,7 +339,7 @@ class RuleAlerts:
             case CommandKind.SILENCE | CommandKind.UNSILENCE:
                 # The dispatcher's business; here it leaves its trace, if something was said.
                 return [self._next(life, alert, Transition.ANNOTATED, cause, t_us)] if command.message else []
-            case CommandKind.ANNOTATE:
+            case _:
                 return [self._next(life, alert, Transition.ANNOTATED, cause, t_us)]
 
     # -- views -----------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pickle
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from tailrace_schemas.alerts import AlertEvent, Command, CommandKind, Transition, event_id
+from tailrace_schemas.alerts import ABOUT_LEARNING, AlertEvent, Command, CommandKind, Transition, event_id
 from tailrace_schemas.config import ConfigModel
 from tailrace_schemas.config.dispatch import DispatchConfig
 from tailrace_schemas.incidents import Incident
@@ -80,7 +80,7 @@ class Responder:
 
     def on_command(self, command: Command, now_us: int) -> None:
         """A person's command: silences are carried out here, others are looked after."""
-        if command.kind is CommandKind.FEEDBACK:
+        if command.kind in ABOUT_LEARNING:
             return
         answer = self._dispatcher.on_command(command, now_us)
         if answer is None:

@@ -16,19 +16,22 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from tailrace_schemas.alerts import AlertEvent, Command, Labels, Operator, Threshold
+from tailrace_schemas.alerts import AlertEvent, Command, CommandKind, Labels, Operator, Threshold, Transition
 from tailrace_schemas.config.aggregate import ADDITIVE, KINDS_OF
 from tailrace_schemas.config.expression import Expression
 from tailrace_schemas.config.matcher import matchers_of
-from tailrace_schemas.config.rules import NoData, Query, Rule, RuleGroup
+from tailrace_schemas.config.rules import AUTO, NoData, Query, Rule, RuleGroup
 from tailrace_schemas.samples import KINDS
 
+from tailrace_flows.core.alerting.baselines import AutoThreshold
 from tailrace_flows.core.alerting.lifecycle import AlertSpec, RuleAlerts
 from tailrace_flows.core.alerting.select import LabelSets, Selector, joined
 from tailrace_flows.core.alerting.store import Keep, WindowStore
 
 __all__ = ["AlertGroup", "AlertRule", "Comparison", "Selectors", "keep_by_metric", "keep_of"]
 
+_LEARNED: Final = {"metric", "aggregate", "kind", "queries", "value", "window_s", "where", "by", "op"}
+"""Keys of a rule with `threshold: auto` whose change means that what was learned is of something else."""
 KNOWN_US: Final = 300_000_000
 """A label set is known to a rule for so long, and an interval, after the last row in its window."""
 
@@ -94,7 +97,8 @@ class Comparison:
         self._queries = {name: _Query(query, rule, by, selectors) for name, query in rule.all_queries().items()}
         self._known_us = known_us
         self._expression = rule.expression()
-        self._compare, self._threshold, self._clear = _COMPARE[rule.comparison], rule.threshold, rule.clear_threshold
+        self._compare, self._clear = _COMPARE[rule.comparison], rule.clear_threshold
+        self._threshold = nan if rule.threshold == AUTO else rule.threshold
         self._also = [(Expression(one.value), _COMPARE[one.op], one.threshold) for one in rule.also]
         self._joined: tuple[tuple[LabelSets, ...], LabelSets, list[NDArray[np.int64]]] | None = None
 
@@ -105,22 +109,31 @@ class Comparison:
             yield query.selector.metric, Keep(query.window_us + self._known_us, query.window_us if sketched else 0)
 
     def evaluate(
-        self, store: WindowStore, t_us: int
-    ) -> tuple[LabelSets, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
-        """Label sets; their values (NaN: no data); which are past the threshold, which hold, and which are known."""
+        self, store: WindowStore, t_us: int, auto: AutoThreshold | None = None
+    ) -> tuple[
+        LabelSets,
+        NDArray[np.float64],
+        NDArray[np.bool_],
+        NDArray[np.bool_],
+        NDArray[np.bool_],
+        float | NDArray[np.float64],
+    ]:
+        """Label sets; their values (NaN: no data); which are past the threshold, which hold, which are known; the
+        threshold, of each if it is `auto`, which then learns the values."""
         sets, places = self._join(store)
         values, known = self._values(store, t_us, sets, places)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             value = _full(self._expression.evaluate(values), len(sets))
             further = np.ones(len(sets), np.bool_)
-            for expression, compare, threshold in self._also:
+            for expression, compare, limit in self._also:
                 other = _full(expression.evaluate(values), len(sets))
                 value = np.where(np.isnan(other), nan, value)
-                further &= compare(other, threshold)
+                further &= compare(other, limit)
         measured = ~np.isnan(value)
-        past = measured & further & self._compare(value, self._threshold)
+        threshold: float | NDArray[np.float64] = self._threshold if auto is None else auto.limits(t_us, sets, value)
+        past = measured & further & self._compare(value, threshold)
         holds = past if self._clear is None else measured & further & self._compare(value, self._clear)
-        return sets, value, past, holds, known
+        return sets, value, past, holds, known, threshold
 
     def _join(self, store: WindowStore) -> tuple[LabelSets, list[NDArray[np.int64]]]:
         groups = tuple(query.selector.groups(store) for query in self._queries.values())
@@ -184,6 +197,18 @@ class AlertRule:
             assert rule.metric is not None
             self._absence = selectors.get(rule.metric, rule.where, self._by, kinds)
         self._window_us, self._known_us = _us(rule.window_s), known_us
+        learned: Any = None
+        if isinstance(state, Mapping):  # of `threshold: auto`
+            learned, state = state["learned"], state["alerts"]
+        interval_us = _us(group.interval_s)
+        period_us = -(-max(self._window_us, interval_us) // interval_us) * interval_us
+        self._learns = (rule.model_dump_json(include=_LEARNED), period_us)
+        self.auto: AutoThreshold | None = None
+        """Of `threshold: auto`: what was learned."""
+        if rule.threshold == AUTO:
+            above = rule.comparison in (Operator.GT, Operator.GTE)
+            kept = learned is not None and learned[0] == self._learns
+            self.auto = AutoThreshold(above=above, period_us=period_us, state=learned[1] if kept else None)
         self.alerts = RuleAlerts(spec_of(group, rule), state)
 
     def keep(self) -> Iterable[tuple[str, Keep]]:
@@ -204,7 +229,10 @@ class AlertRule:
         return self._absent(self._absence, store, t_us)
 
     def _compare(self, comparison: Comparison, store: WindowStore, t_us: int) -> list[AlertEvent]:
-        sets, value, past, holds, known = comparison.evaluate(store, t_us)
+        sets, value, past, holds, known, threshold = comparison.evaluate(store, t_us, self.auto)
+        limits: dict[Labels, float] = {}
+        if isinstance(threshold, np.ndarray):
+            limits = {sets.labels(number): float(threshold[number]) for number in np.flatnonzero(past).tolist()}
         breached = {sets.labels(number): float(value[number]) for number in np.flatnonzero(past).tolist()}
         if self.rule.no_data is NoData.ALERT:
             missing = np.flatnonzero(known & np.isnan(value)).tolist()
@@ -226,7 +254,28 @@ class AlertRule:
                     breached[labels] = nan
             elif holds[number]:
                 holding[labels] = float(value[number])
-        return self.alerts.evaluate(t_us, breached, holding, silent=silent)
+        return self.alerts.evaluate(t_us, breached, holding, silent=silent, limits=limits)
+
+    def command(self, command: Command) -> list[AlertEvent] | None:
+        """As `RuleAlerts.command`; a false alarm raises the threshold that follows, RESET forgets what was learned."""
+        if command.kind is CommandKind.RESET:
+            return [] if self.auto is not None and self.auto.reset(self.learned_as, command.alert_id) else None
+        events = self.alerts.command(command)
+        if self.auto is not None and command.kind is CommandKind.MARK and command.false_positive:
+            for event in events or ():
+                if event.transition is Transition.MARKED and event.alert is not None:
+                    self.auto.false_positive(tuple(sorted(event.alert.labels.items())))
+        return events
+
+    @property
+    def learned_as(self) -> str:
+        """What `baseline_id` calls it."""
+        return f"rule:{self.alerts.spec.source}"
+
+    def snapshot(self) -> object:
+        """The state for recovery."""
+        alerts = self.alerts.snapshot()
+        return alerts if self.auto is None else {"alerts": alerts, "learned": (self._learns, self.auto.snapshot())}
 
     def _absent(self, selector: Selector, store: WindowStore, t_us: int) -> list[AlertEvent]:
         groups = selector.groups(store)
@@ -269,9 +318,9 @@ class AlertGroup:
         return [event for rule in self.rules.values() for event in rule.evaluate(store, t_us)]
 
     def command(self, command: Command) -> list[AlertEvent] | None:
-        """As `RuleAlerts.command`, by the rule whose alert it is."""
+        """As `AlertRule.command`, by the rule whose alert it is."""
         for rule in self.rules.values():
-            answer = rule.alerts.command(command)
+            answer = rule.command(command)
             if answer is not None:
                 return answer
         return None
@@ -282,7 +331,7 @@ class AlertGroup:
 
     def snapshot(self) -> dict[str, object]:
         """The state for recovery, by rule."""
-        return {name: rule.alerts.snapshot() for name, rule in self.rules.items()}
+        return {name: rule.snapshot() for name, rule in self.rules.items()}
 
 
 def spec_of(group: RuleGroup, rule: Rule) -> AlertSpec:
@@ -292,7 +341,8 @@ def spec_of(group: RuleGroup, rule: Rule) -> AlertSpec:
     threshold = None
     if rule.comparison is not None:
         assert rule.threshold is not None
-        threshold = Threshold(operator=rule.comparison, value=rule.threshold, duration=rule.for_s)
+        limit = nan if rule.threshold == AUTO else rule.threshold
+        threshold = Threshold(operator=rule.comparison, value=limit, duration=rule.for_s)
     return AlertSpec(
         name=rule.alert,
         source=f"{group.name}/{rule.alert}",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
+from math import isnan
 from typing import Any, Final, TypeVar
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ from tailrace_schemas.rows import WINDOW_ROWS, WindowRows
 from tailrace_schemas.samples import Series
 
 from tailrace_flows.core.alerting.anomalies import Anomalies, Judged
+from tailrace_flows.core.alerting.baselines import BASELINES_US, Baseline, baseline_id
 from tailrace_flows.core.alerting.burn import Stored
 from tailrace_flows.core.alerting.evaluator import Findings, Plan
 from tailrace_flows.core.alerting.health import Health, HealthStatus
@@ -73,10 +75,20 @@ class RuleUnit:
     ) -> Findings:
         """As `Unit.judge`: rules look at the store alone."""
         count("rule_evaluations", len(self._group.rules))
+        autos = [rule for rule in self._group.rules.values() if rule.auto is not None]
+        over = sum(rule.auto.over_limit for rule in autos if rule.auto)
         events = self._group.evaluate(store, t_us)
         for rule in self._group.rules.values():
             count(f"alerts_refused.{rule.alerts.spec.source}", rule.alerts.refused)
-        return Findings(events)
+        if not autos:
+            return Findings(events)
+        count("anomaly_over_limit", sum(rule.auto.over_limit for rule in autos if rule.auto) - over)
+        rows = []
+        if _tells(t_us, self.interval_us):
+            for rule in autos:
+                assert rule.auto is not None
+                rows += _baseline_rows(rule.learned_as, rule.rule.subject(), rule.auto.known(t_us), t_us)
+        return Findings(events, {"baseline_rows": rows} if rows else {})
 
     def command(self, command: Command) -> list[AlertEvent] | None:
         """As `Unit.command`."""
@@ -228,6 +240,7 @@ class AnomalyUnit:
         """Rows that a person marked since the last evaluation."""
         self._anomalies = Anomalies(spec, anomalies)
         self._what = spec.question().subject()
+        self._learned_as = f"detector:{spec.name}"
         self.interval_us = self._anomalies.interval_us
         self.keep: Mapping[str, Keep] = self._anomalies.keep
 
@@ -249,10 +262,18 @@ class AnomalyUnit:
         count("anomaly_points", len(judged))
         count("anomaly_flags", sum(one.flag for one in judged))
         count("anomaly_over_limit", self._anomalies.over_limit - over)
-        return Findings((), {"anomaly_rows": rows} if rows else {}, blocks=_blocks(self.spec, judged, t_us))
+        found = {"anomaly_rows": rows} if rows else {}
+        if _tells(t_us, self.interval_us):
+            found["baseline_rows"] = _baseline_rows(self._learned_as, self._what, self._anomalies.known(t_us), t_us)
+        return Findings((), found, blocks=_blocks(self.spec, judged, t_us))
 
     def command(self, command: Command) -> list[AlertEvent] | None:
-        """As `Unit.command`: of a flag that is called a false alarm, once; its row says so with the next evaluation."""
+        """As `Unit.command`: of a flag that is called a false alarm, once; its row says so with the next evaluation.
+
+        RESET forgets what was learned of a series.
+        """
+        if command.kind is CommandKind.RESET:
+            return [] if self._anomalies.reset(self._learned_as, command.alert_id) else None
         found = self._flagged.get(command.alert_id)
         if found is None or command.kind is not CommandKind.FEEDBACK:
             return None
@@ -292,6 +313,33 @@ class AnomalyUnit:
             "marked_by": "",
             "version": 1,
         }
+
+
+def _tells(t_us: int, interval_us: int) -> bool:
+    """Whether this evaluation is the first of some minutes: then what was learned is told."""
+    return t_us % BASELINES_US < interval_us
+
+
+def _baseline_rows(source: str, what: str, known: Iterable[Baseline], t_us: int) -> list[dict[str, Any]]:
+    """What was learned, as rows."""
+    return [
+        {
+            "baseline_id": baseline_id(source, one.labels),
+            "source": source,
+            "subject": what,
+            "service": dict(one.labels).get("service", ""),
+            "labels": list(one.labels),
+            "time": t_us // 1_000_000,
+            **{name: getattr(one, name) for name in ("points", "warming_up", "bar", "held")},
+            **{name: _known(getattr(one, name)) for name in ("expected", "low", "high")},
+            "version": t_us // 1_000_000,
+        }
+        for one in known
+    ]
+
+
+def _known(value: float) -> float | None:
+    return None if isnan(value) else value
 
 
 def _blocks(spec: DetectorSpec, judged: Iterable[Judged], t_us: int) -> list[WindowRows]:

@@ -1,6 +1,7 @@
 """The detectors of many series, a point of each at a time."""
 
 import pickle
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,7 +48,7 @@ from tailrace_flows.core.anomaly.config import (
     Direction,
 )
 
-__all__ = ["DetectorBank", "Verdicts"]
+__all__ = ["Band", "DetectorBank", "Verdicts"]
 
 BLOCK = 4096
 """Series worked on at a time: their temporary arrays stay in the processor's cache."""
@@ -85,6 +86,17 @@ class Verdicts(NamedTuple):
     flag: Any
     expected: Any
     low: Any
+    high: Any
+    warming_up: Any
+
+
+class Band(NamedTuple):
+    """What is expected of the next point, an array of each."""
+
+    expected: Any
+    """NaN: nothing is known."""
+    low: Any
+    """What lies between low and high would neither be beyond the usual deviations nor matter."""
     high: Any
     warming_up: Any
 
@@ -147,6 +159,39 @@ class DetectorBank:
     def bar(self) -> Any:
         """How many times the usual evidence a flag needs, by series."""
         return self._fields["bar"].copy()
+
+    @property
+    def points(self) -> Any:
+        """Finite points seen, by series."""
+        return self._fields["points"].copy()
+
+    def band(self, time_us: int, slots: Any) -> Band:
+        """What would be expected of a point of each of these series at this time. Learns nothing."""
+        fields = self._fields
+        which = np.asarray(slots, "i8")
+        points = fields["points"][which]
+        scales = fields["scales"]
+        predictions = [fields[name][which] for name in ("fast", "mid", "slow")]
+        for number, (width_us, bins, begin) in enumerate(PROFILE_PLACES):
+            usual = fields["profiles"][which, time_us // width_us % bins + begin].astype("f8")
+            predictions.append(usual + fields["offsets"][number, which])
+        best, least = self._best(predictions, [scales[number, which] for number in range(6)])
+        scale = least + SCALE_FLOOR + SCALE_FLOOR_RATIO * np.abs(predictions[2])
+        config = self.config
+        margin = BAND * fields["bar"][which] * scale
+        margin = np.maximum(margin, np.maximum(config.min_deviation, config.min_relative_deviation * np.abs(best)))
+        best = np.where(points > 0, best, np.nan)
+        return Band(best, best - margin, best + margin, points < config.warmup_points)
+
+    @staticmethod
+    def _best(predictions: Sequence[Any], scales: Sequence[Any]) -> tuple[Any, Any]:
+        """The prediction with the least usual error, and that error; what is NaN is not known."""
+        best, least = predictions[0], scales[0]
+        for prediction, scale in zip(predictions[1:6], scales[1:6], strict=True):
+            better = (scale < least) & ~np.isnan(prediction)
+            best = np.where(better, prediction, best)
+            least = np.where(better, scale, least)
+        return best, least
 
     def update(self, times_us: Any, values: Any, slots: Any = None) -> Verdicts:
         """Judges one point of each of these series, then learns from it; without `slots`, of all of them.
@@ -226,11 +271,7 @@ class DetectorBank:
             predictions.append(moved)
             if number == 1:
                 day = usual
-        best, least = fast, scales[0, which]
-        for number in range(1, 6):
-            better = (scales[number, which] < least) & ~np.isnan(predictions[number])
-            best = np.where(better, predictions[number], best)
-            least = np.where(better, scales[number, which], least)
+        best, least = self._best(predictions, [scales[number, which] for number in range(6)])
         predictions.append(day)
         best_scale = least + floor
         near = NEAR * best_scale
