@@ -1,0 +1,596 @@
+"""Rules, objectives, alert lifecycles and dispatch in a virtual world, against plain dictionaries.
+
+A world is made from its seed alone. Window rows of a few services come in some order, late, revised and twice; people
+acknowledge, resolve, mark and silence; the configuration changes; the evaluators and the responder crash at any step
+and go on from their last states. Every event must be the one that `_Judge` finds with all rows at hand, and whoever is
+notified must in the end know what is so.
+"""
+
+import traceback
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, count
+from math import isnan
+from random import Random
+from zlib import crc32
+
+from tailrace_flows.core.alerting.evaluator import EVALUATORS, Evaluator, Findings
+from tailrace_flows.core.alerting.responder import Responder
+from tailrace_flows.core.alerting.units import plan
+from tailrace_schemas.alerts import AlertEvent, Command, CommandKind, Labels, Transition, alert_id, event_id, time_of
+from tailrace_schemas.config import ConfigModel, load, record_of
+from tailrace_schemas.config.rules import NoData, Rule, RuleGroup
+from tailrace_schemas.notifications import Notification
+from tailrace_schemas.rows import WindowRows
+from tailrace_schemas.samples import Series
+
+from tests.flows.alerting.rows import Row, S, batch_of, slow_values
+from tests.reliability.attack import Result, Run, attack
+from tests.reliability.seeds import failed_before
+
+__all__ = ["play"]
+
+START_S = 1_700_000_400
+STEP_S = 10
+SERVICES = ("web", "shop", "db")
+CPU = tuple(Series("cpu", "gauge", "1", (("host", host),)) for host in ("a", "b"))
+GOOD, ALL = Series("ok", "counter", "1"), Series("all", "counter", "1")
+PLAN = partial(plan, ("rules", "slo"))
+ROUTING = """
+receivers: [{name: mail}, {name: pager}]
+routing:
+  receiver: mail
+  group_by: [service]
+  group_wait: 10s
+  group_interval: 30s
+  repeat_interval: 5m
+  routes: [{where: {severity: critical}, receiver: pager, group_by: [alertname]}]
+"""
+SETTLED_US = 3600 * S
+"""By then every silence is over and every group has been looked at."""
+
+Labelled = dict[Labels, float]
+
+
+# -- the world's configuration ---------------------------------------------------------------------------
+
+
+def _rules(random: Random) -> str:
+    """A rule group: what its rules wait for, and what they make of missing data, differ from world to world.
+
+    No mean of values equals a threshold, since the order in which floats are added up is nobody's promise.
+    """
+    waits = ("0s", "10s", "30s")
+    lines = []
+    for name, text in (
+        ("Busy", "metric: cpu, aggregate: mean, by: [service], threshold: 0.9003"),
+        ("Hot", "metric: cpu, aggregate: max, by: [host, service], threshold: 0.9503, clear_threshold: 0.6003"),
+        ("Slow", "metric: cpu, aggregate: mean, window: 30s, by: [service], threshold: 0.8003, severity: critical"),
+    ):
+        if random.random() < 0.8:
+            no_data = random.choice(tuple(NoData)).value
+            extra = f"for: {random.choice(waits)}, keep_firing_for: {random.choice(waits)}, no_data: {no_data}"
+            lines.append(f"  - {{alert: {name}, {text}, op: gt, {extra}}}")
+    if not lines:
+        return ""
+    return "groups:\n- name: host\n  interval: 10s\n  rules:\n" + "\n".join(lines)
+
+
+OBJECTIVE = """
+slos:
+- name: it
+  service: web
+  objective: 99%
+  period: 1d
+  budget_low: null
+  minimum_events: 50
+  indicator: {good: {metric: ok}, total: {metric: all}}
+  alerts: [{severity: critical, long: 1h, short: 5m, factor: 14.4}]
+"""
+
+
+def _config(text: str) -> dict[str, ConfigModel]:
+    return {record_of(item).key: item.model for item in load([("a.yaml", text)]).items}
+
+
+# -- the oracle ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _State:
+    """A label set whose condition holds, or whose alert goes on."""
+
+    since_us: int
+    paused_us: int = 0
+    absent_us: int | None = None
+    alert: str = ""
+    quenched: bool = False
+
+
+@dataclass
+class _Known:
+    """An alert, for as long as commands may name it."""
+
+    source: str
+    labels: Labels
+    sequence: int = 0
+    status: str = "active"
+    marked: bool = False
+    commands: set[str] = field(default_factory=set)
+
+
+class _Judge:
+    """What must be told: all rows in a dictionary, and each condition judged at each time, the slow way."""
+
+    def __init__(self, config: dict[str, ConfigModel]) -> None:
+        self.config = dict(config)
+        self.rows: dict[tuple[str, Series, int], Row] = {}
+        self.watermarks_s: dict[str, int] = {}
+        self.judged_s: int | None = None
+        self.states: dict[str, dict[Labels, _State]] = {}
+        self.last_us: dict[str, int] = {}
+        """When each rule was judged last."""
+        self.alerts: dict[str, _Known] = {}
+        self.told: dict[str, tuple[str, str, int]] = {}
+        """Event id -> (alert, transition, sequence)."""
+
+    def hear(self, service: str, end_s: int, rows: list[Row]) -> None:
+        for row in rows:
+            key = (row.service, row.series, row.end_s)
+            if key not in self.rows or row.version > self.rows[key].version:
+                self.rows[key] = row
+        if rows and self.judged_s is None:
+            self.judged_s = min(row.end_s for row in rows) - STEP_S
+        self.watermarks_s[service] = max(end_s, self.watermarks_s.get(service, 0))
+        reached_s = min(self.watermarks_s.values())
+        while self.judged_s is not None and self.judged_s + STEP_S <= reached_s:
+            self.judged_s += STEP_S
+            self._judge(self.judged_s)
+
+    def configure(self, config: dict[str, ConfigModel]) -> None:
+        before, self.config = self._rules(), dict(config)
+        assert self.judged_s is not None
+        for source in before.keys() - self._rules().keys():
+            for labels, state in sorted(self.states.pop(source, {}).items()):
+                if state.alert:
+                    self._tell(state.alert, Transition.RESOLVED, f"window:{self.judged_s * S}")
+                    self.alerts[state.alert].status = "resolved"
+                    del labels
+            self.last_us.pop(source, None)
+            # A rule that is gone knows nothing of its alerts any more.
+            self.alerts = {name: one for name, one in self.alerts.items() if one.source != source}
+
+    def command(self, command: Command) -> None:
+        known = self.alerts.get(command.alert_id)
+        if known is None or command.id in known.commands:
+            return
+        known.commands.add(command.id)
+        cause = f"command:{command.id}"
+        refused = {
+            CommandKind.ACKNOWLEDGE: known.status != "active",
+            CommandKind.RESOLVE: known.status == "resolved",
+            CommandKind.MARK: known.marked == command.false_positive,
+        }.get(command.kind, False)
+        if refused:
+            self._tell(command.alert_id, Transition.REJECTED, cause)
+            return
+        transition = {
+            CommandKind.ACKNOWLEDGE: Transition.ACKNOWLEDGED,
+            CommandKind.RESOLVE: Transition.RESOLVED,
+            CommandKind.MARK: Transition.MARKED,
+        }[command.kind]
+        self._tell(command.alert_id, transition, cause)
+        if command.kind is CommandKind.MARK:
+            known.marked = command.false_positive
+        else:
+            known.status = transition.value
+        if command.kind is CommandKind.RESOLVE:
+            state = self.states[known.source][known.labels]
+            state.alert, state.quenched = "", True
+
+    def _rules(self) -> dict[str, Rule]:
+        groups = [one for one in self.config.values() if isinstance(one, RuleGroup)]
+        return {f"{group.name}/{rule.alert}": rule for group in groups for rule in group.rules}
+
+    def _judge(self, t_s: int) -> None:
+        rows = [row for row in self.rows.values() if t_s - 400 < row.end_s <= t_s]
+        for source, rule in self._rules().items():
+            values = {labels: one["value"] for labels, one in slow_values(rule, STEP_S, rows, t_s).items()}
+            self._rule(source, rule, t_s * S, values)
+        if "slo/it" in self.config:
+            self._objective(t_s)
+
+    def _rule(self, source: str, rule: Rule, t_us: int, values: Labelled) -> None:
+        states = self.states.setdefault(source, {})
+        elapsed_us = t_us - self.last_us.get(source, t_us)
+        self.last_us[source] = t_us
+        threshold = rule.threshold or 0.0
+        clear = threshold if rule.clear_threshold is None else rule.clear_threshold
+        for labels in sorted({*values, *states}):
+            value = values.get(labels, float("nan"))
+            state = states.get(labels)
+            if isnan(value):
+                if state is not None and state.quenched and labels not in values:
+                    del states[labels]
+                elif rule.no_data is NoData.ALERT and (state is not None or labels in values):
+                    self._holds(source, rule.for_s, labels, t_us)
+                elif state is not None and rule.no_data is NoData.KEEP:
+                    state.paused_us += elapsed_us
+                elif state is not None:
+                    self._ends(source, rule.keep_firing_for_s, labels, t_us, elapsed_us)
+            elif value > threshold:
+                self._holds(source, rule.for_s, labels, t_us)
+            elif state is not None and value > clear and (state.alert or state.quenched):
+                state.absent_us = None
+            elif state is not None:
+                self._ends(source, rule.keep_firing_for_s, labels, t_us, elapsed_us)
+
+    def _holds(self, source: str, for_s: float, labels: Labels, t_us: int) -> None:
+        state = self.states[source].setdefault(labels, _State(t_us))
+        state.absent_us = None
+        if state.alert or state.quenched or t_us - state.since_us - state.paused_us < for_s * S:
+            return
+        state.alert = alert_id(source, labels, state.since_us)
+        self.alerts[state.alert] = _Known(source, labels, sequence=-1)
+        self._tell(state.alert, Transition.ACTIVE, f"window:{t_us}")
+
+    def _ends(self, source: str, keep_s: float, labels: Labels, t_us: int, elapsed_us: int) -> None:
+        state = self.states[source][labels]
+        if not state.alert:
+            del self.states[source][labels]
+            return
+        state.absent_us = 0 if state.absent_us is None else state.absent_us + elapsed_us
+        if state.absent_us >= keep_s * S:
+            self._tell(state.alert, Transition.RESOLVED, f"window:{t_us}")
+            self.alerts[state.alert].status = "resolved"
+            del self.states[source][labels]
+
+    def _objective(self, t_s: int) -> None:
+        def events(seconds: int) -> tuple[float, float]:
+            good, total = (
+                sum(
+                    float(value or 0)
+                    for (service, series, end_s), row in self.rows.items()
+                    if service == "web" and series == wanted and t_s - seconds < end_s <= t_s
+                    for value in row.values
+                )
+                for wanted in (GOOD, ALL)
+            )
+            return total - good, total
+
+        labels: Labels = (("alert", "burn-critical"), ("service", "web"), ("slo", "it"))
+        states = self.states.setdefault("slo/it", {})
+        (bad, total), (short_bad, short_total) = events(3600), events(300)
+        if not short_total or not total:
+            return  # no evidence; there is no `for`, so nothing is paused
+        burns = bad / total > 0.144 * (1 + 1e-9) and short_bad / short_total > 0.144 * (1 + 1e-9)
+        if burns and total >= 50:
+            self._holds("slo/it", 0, labels, t_s * S)
+        elif not burns and labels in states:
+            self._ends("slo/it", 0, labels, t_s * S, STEP_S * S)
+
+    def _tell(self, alert: str, transition: Transition, cause: str) -> None:
+        known = self.alerts[alert]
+        known.sequence += 1
+        self.told[event_id(alert, transition, cause)] = (alert, transition.value, known.sequence)
+
+
+# -- the machines ----------------------------------------------------------------------------------------
+
+Item = WindowRows | Command
+
+
+class _Evaluators:
+    """The evaluators that have something to do, as one process: a commit stores all, a crash puts all back."""
+
+    def __init__(self, config: dict[str, ConfigModel], now_us: int) -> None:
+        self.config = dict(config)
+        self.numbers = sorted({crc32(key.encode()) % EVALUATORS for key in ("rule_group/host", "slo/it")})
+        self.every = [Evaluator(number, PLAN, config, now_us) for number in self.numbers]
+        self.topic: list[AlertEvent] = []
+        self._states = [one.snapshot() for one in self.every]
+        self._pending: list[AlertEvent] = []
+        """Given, but not yet sure to be on the topic."""
+        self._since: list[Item] = []
+
+    def take(self, item: Item, now_us: int) -> None:
+        self._since.append(item)
+        self._give(item, now_us)
+
+    def _give(self, item: Item, now_us: int) -> None:
+        for one in self.every:
+            found = one.on_command(item, now_us) if isinstance(item, Command) else one.on_rows(item, now_us)
+            self._pending += found.events
+
+    def configure(self, config: dict[str, ConfigModel], now_us: int) -> None:
+        """Between two commits: nobody promises whether a change comes before a window or after it, once more."""
+        self.commit()
+        changed = {key for key in {*self.config, *config} if self.config.get(key) != config.get(key)}
+        for key in sorted(changed):
+            for one in self.every:
+                self._pending += one.on_change(key, config.get(key), now_us).events
+        self.config = dict(config)
+        self.commit()
+
+    def commit(self) -> None:
+        self.topic += self._pending
+        self._pending, self._since = [], []
+        self._states = [one.snapshot() for one in self.every]
+
+    def crash(self, random: Random, now_us: int) -> None:
+        """A part of what was given since the last commit is on the topic."""
+        self.topic += self._pending[: random.randint(0, len(self._pending))]
+        self._pending = []
+        self.every = [Evaluator.restored(PLAN, self.config, now_us, state) for state in self._states]
+        found: list[Findings] = [one.on_time(now_us) for one in self.every]
+        self._pending += [event for one in found for event in one.events]
+        for item in self._since:
+            self._give(item, now_us)
+
+
+class _Response:
+    """The responder, which reads the topic of events and that of commands."""
+
+    def __init__(self, config: dict[str, ConfigModel], now_us: int) -> None:
+        self.config = config
+        self.responder = Responder(config, now_us)
+        self.sent: list[Notification] = []
+        self.answers: list[AlertEvent] = []
+        self.heard = 0
+        self._committed = (self.responder.snapshot(), 0)
+        self._pending: list[Notification] = []
+
+    def read(self, topic: list[AlertEvent], most: int, now_us: int) -> None:
+        for event in topic[self.heard : self.heard + most]:
+            self.responder.on_event(event, now_us)
+            self.heard += 1
+        self.look(now_us)
+
+    def command(self, command: Command, now_us: int) -> None:
+        self.responder.on_command(command, now_us)
+        self.look(now_us)
+        self.commit()  # commands of a crashed responder come again after events; nobody promises their order
+
+    def look(self, now_us: int) -> None:
+        found = self.responder.on_time(now_us)
+        self._pending += found.notifications
+        self.answers += found.events
+
+    def commit(self) -> None:
+        self.sent += self._pending
+        self._pending = []
+        self._committed = (self.responder.snapshot(), self.heard)
+
+    def crash(self, random: Random, now_us: int) -> None:
+        self.sent += self._pending[: random.randint(0, len(self._pending))]
+        self._pending = []
+        state, self.heard = self._committed
+        self.responder = Responder(self.config, now_us, state)
+
+
+# -- the world -------------------------------------------------------------------------------------------
+
+
+class World:
+    """See the module. `play` runs it."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random = Random(seed)
+        text = "".join((_rules(random) or _always(), OBJECTIVE, ROUTING))
+        self.config = _config(text)
+        self.now_us = START_S * S
+        self.judge = _Judge(self.config)
+        self.evaluators = _Evaluators(self.config, self.now_us)
+        self.response = _Response(self.config, self.now_us)
+        self.sent_blocks: list[WindowRows] = []
+        self.held: list[tuple[str, int, list[Row]]] = []
+        self.moods: dict[str, str] = dict.fromkeys(SERVICES, "calm")
+        self.commands = 0
+        self.steps = 0
+        self.done: Counter[str] = Counter()
+
+    def window(self, number: int) -> None:
+        """The rows of all services of one window, and whatever else happens meanwhile."""
+        random = self.random
+        end_s = START_S + number * STEP_S
+        waiting, self.held = self.held, []
+        for service in random.sample(SERVICES, len(SERVICES)):
+            rows = self._rows(service, end_s, whole=number == 1)
+            self.now_us += STEP_S * S // len(SERVICES)
+            for one in [one for one in waiting if one[0] == service]:
+                self._deliver(*one)
+            if random.random() < 0.1 and number > 1 and not any(one[0] == service for one in waiting):
+                self.held.append((service, end_s, rows))
+            else:
+                self._deliver(service, end_s, rows)
+            self._meanwhile()
+
+    def _rows(self, service: str, end_s: int, *, whole: bool) -> list[Row]:
+        random = self.random
+        if random.random() < 0.08:
+            self.moods[service] = random.choice(("calm", "busy", "between", "failing", "wild", "gone"))
+        mood = self.moods[service]
+        if mood == "gone" and not whole:
+            return []
+        levels = {"calm": (0.2, 0.5), "busy": (0.92, 0.99), "between": (0.7, 0.85), "failing": (0.3, 0.97)}
+        low, high = levels.get(mood, (0.0, 1.0))
+        rows = [
+            Row(service, series, end_s, (random.choice((low, high, (low + high) / 2)),), 1)
+            for series in CPU
+            if whole or random.random() < 0.9
+        ]
+        if service == "web":
+            total = random.choice((1, 10, 100))
+            bad = random.randint(total // 5, total) if mood == "failing" else 0
+            rows += [Row(service, ALL, end_s, (float(total),), 1), Row(service, GOOD, end_s, (float(total - bad),), 1)]
+        return rows
+
+    def _deliver(self, service: str, end_s: int, rows: list[Row]) -> None:
+        self.steps += 1
+        block = WindowRows(service, "", STEP_S, end_s * S, batch_of(rows))
+        self.sent_blocks.append(block)
+        self.judge.hear(service, end_s, rows)
+        self.evaluators.take(block, self.now_us)
+        if self.random.random() < 0.05 and rows:  # revised, soon afterwards
+            more = [row._replace(values=(self.random.random(),), version=2) for row in rows if row.series in CPU]
+            self.judge.hear(service, end_s, more)
+            self.evaluators.take(block._replace(rows=batch_of(more)), self.now_us)
+
+    def _meanwhile(self) -> None:
+        random = self.random
+        self.steps += 1
+        chance = random.random()
+        if chance < 0.06:
+            self.evaluators.crash(random, self.now_us)
+            self.done["crashes"] += 1
+        elif chance < 0.25:
+            self.evaluators.commit()
+        elif chance < 0.33:
+            self._command()
+        elif chance < 0.36:
+            again = random.choice(self.sent_blocks[-20:])
+            self.evaluators.take(again, self.now_us)
+        elif chance < 0.37:
+            self.config = _config("".join((_rules(random) or _always(), OBJECTIVE, ROUTING)))
+            self.evaluators.configure(self.config, self.now_us)
+            self.judge.configure(self.config)
+            self.done["configurations"] += 1
+        elif chance < 0.41:
+            self.response.crash(random, self.now_us)
+            self.done["crashes of the responder"] += 1
+        elif chance < 0.60:
+            self.response.commit()
+        self.response.read(self.evaluators.topic, random.choice((1, 5, 100)), self.now_us)
+
+    def _command(self) -> None:
+        random = self.random
+        if not self.judge.alerts:
+            return
+        self.commands += 1
+        kind = random.choice(
+            (
+                CommandKind.ACKNOWLEDGE,
+                CommandKind.ACKNOWLEDGE,
+                CommandKind.RESOLVE,
+                CommandKind.MARK,
+                CommandKind.SILENCE,
+            )
+        )
+        command = Command(
+            id=f"c{self.commands}", kind=kind, alert_id=random.choice(tuple(self.judge.alerts)[-6:]),
+            time=time_of(self.now_us), author="ann", duration_s=90 if kind is CommandKind.SILENCE else None,
+            false_positive=random.random() < 0.7,
+        )  # fmt: skip
+        self.done["commands"] += 1
+        self.response.command(command, self.now_us)
+        if kind is not CommandKind.SILENCE:
+            for _ in range(random.choice((1, 1, 2))):  # at least once
+                self.evaluators.take(command, self.now_us)
+            self.judge.command(command)
+
+    def settle(self) -> None:
+        """Everything is delivered, read and due."""
+        for one in self.held:
+            self._deliver(*one)
+        self.evaluators.commit()
+        self.response.read(self.evaluators.topic, len(self.evaluators.topic), self.now_us)
+        until_us = self.now_us + SETTLED_US
+        while (due_us := self.response.responder.next_us()) is not None and due_us <= until_us:
+            self.now_us = max(self.now_us, due_us)
+            self.response.look(self.now_us)
+        self.response.commit()
+
+    def check(self) -> None:
+        """Events are those of the judge, in order, and everybody knows in the end what is so."""
+        found: dict[str, tuple[str, str, int]] = {}
+        for event in self.evaluators.topic:
+            assert event.alert is not None
+            what = (event.alert.id, event.transition.value, event.sequence)
+            assert found.setdefault(event.id, what) == what
+        assert found == self.judge.told
+        last: dict[str, int] = {}
+        for alert, _, sequence in found.values():  # in the order in which they came first
+            assert sequence == last.get(alert, -1) + 1, alert
+            last[alert] = sequence
+        self._check_notifications()
+
+    def _check_notifications(self) -> None:
+        final: dict[tuple[str, str], tuple[float, int, bool, bool]] = {}
+        """(receiver, identity) -> when it began, sequence, whether it fires, whether somebody acknowledged it."""
+        for event in self.evaluators.topic:
+            if event.alert is None or event.transition is Transition.REJECTED:
+                continue
+            receiver = "pager" if event.alert.severity.value == "critical" else "mail"
+            key = (receiver, f"{event.alert.source} {sorted(event.alert.labels.items())}")
+            firing = event.alert.status.value != "resolved"
+            one = (event.alert.timestamp.timestamp(), event.sequence, firing, event.alert.acknowledged_at is not None)
+            final[key] = max(final.get(key, one), one)
+        told: dict[tuple[str, str], bool] = {}
+        contents: dict[str, list[tuple[str, bool]]] = {}
+        for notification in self.response.sent:
+            shown = [(one.alert.id, one.firing) for one in notification.alerts]
+            assert contents.setdefault(notification.id, shown) == shown, "one id, two contents"
+            for alert, firing in ((one.alert, one.firing) for one in notification.alerts):
+                told[(notification.receiver, f"{alert.source} {sorted(alert.labels.items())}")] = firing
+        assert told.keys() <= final.keys()
+        for key, (_, _, firing, _) in final.items():
+            if firing:
+                assert told.get(key) is True, f"{key} fires, and nobody knows"
+            else:
+                assert not told.get(key, False), f"{key} is over, and nobody knows"
+        self.done["notifications"] += len(contents)
+
+
+def _always() -> str:
+    return (
+        "groups: [{name: host, interval: 10s, rules: "
+        "[{alert: Busy, metric: cpu, aggregate: mean, by: [service], op: gt, threshold: 0.9003}]}]\n"
+    )
+
+
+def play(seed: int, windows: int = 100) -> tuple[int, Counter[str]]:
+    """Lets the world of this seed happen. Returns its number of steps, and what was in it.
+
+    Raises:
+        AssertionError: something came out that should not have.
+    """
+    world = World(seed)
+    for number in range(1, windows + 1):
+        world.window(number)
+    world.settle()
+    world.check()
+    world.done["events"] += len(world.judge.told)
+    return world.steps, world.done
+
+
+@attack(
+    name="alerts",
+    promise="Each transition of an alert reaches the topic at least once, with an id that makes it once; whoever is "
+    "notified knows in the end what is so",
+    what="Rules, objectives, alert lifecycles and dispatch in virtual worlds: crashes at any step, rows late, "
+    "twice and revised, commands twice, new configurations; every event against plain dictionaries",
+    unit="steps",
+    short=6_000,
+    long=1_000_000,
+)
+def alerts(run: Run) -> Result:
+    """Worlds until there are enough steps: those that failed before, then run.seed and those after it."""
+    result = Result()
+    done: Counter[str] = Counter()
+    for seed in chain(failed_before(run.name), count(run.seed)):
+        if result.runs >= run.size:
+            break
+        result.seeds.append(seed)
+        try:
+            steps, found = play(seed)
+        except Exception:  # noqa: BLE001 - whatever it is, this seed does it again
+            result.failures.append(run.failure(traceback.format_exc(), seed=seed, size=1))
+            result.runs += 1
+            continue
+        result.runs += steps
+        done += found
+        if len(result.seeds) % 100 == 0:
+            run.say(f"  {result.runs:,} steps, {len(result.seeds)} worlds")
+    result.figures = {"worlds": len(result.seeds), **dict(sorted(done.items()))}
+    return result
