@@ -9,11 +9,13 @@ reads from where the feed wants it, which for samples is held back for windows t
 import logging
 import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient
 from tailrace_schemas import clock
 from tailrace_schemas.deadletter import DeadLetter
 
@@ -32,6 +34,10 @@ MAX_BYTES = 8 * 1024 * 1024
 IDLE_POLL = timedelta(milliseconds=10)
 COUNTERS_US = 2_000_000
 METADATA_TIMEOUT_S = 30.0
+ORIGIN_US = 2_000_000
+"""How often a topic's id is looked at."""
+EMBEDDED = "mockCluster"
+"""How the embedded broker's cluster ids begin. It does not say what a topic's id is, and forgets all topics at once."""
 
 Side = DeadLetter | Output
 """What a source yields besides keyed items: it goes to the dead letters, or is counters for ClickHouse."""
@@ -43,6 +49,7 @@ class Place(NamedTuple):
     topic: str
     number: int
     cluster_id: str
+    """`cluster/topic id`; without the latter where the broker gives none: what its offsets belong to."""
     low: int
     """The first offset that the broker still has."""
     recent: int
@@ -72,6 +79,7 @@ class TopicSource(FixedPartitionedSource[Any, bytes]):
         self._build = build
         self._stop = stop
         self._since_us = since_us
+        self._origin = _Origin(client, topic)
 
     def list_parts(self) -> list[str]:
         consumer = self._consumer()
@@ -86,25 +94,19 @@ class TopicSource(FixedPartitionedSource[Any, bytes]):
     def build_part(self, step_id: str, for_part: str, resume_state: bytes | None) -> "_Reader":
         consumer = self._consumer()
         number = int(for_part)
-        cluster_id = consumer.list_topics(self._topic, METADATA_TIMEOUT_S).cluster_id or ""
+        origin = self._origin.read()
         place = TopicPartition(self._topic, number)
         low, high = consumer.get_watermark_offsets(place, METADATA_TIMEOUT_S)
         recent = low if resume_state else self._recent(consumer, place, low)
-        partition = self._build(Place(self._topic, number, cluster_id, low, recent), resume_state)
-        if partition.position > high:
-            # The same cluster, but the topic was made anew: the offsets mean nothing here.
-            log.warning(
-                "%s[%d] ends at %d, before the stored offset: reading it from its start",
-                *place_of(place),
-                high,
-            )
-            partition.restart_at(low)
+        partition = self._build(Place(self._topic, number, origin, low, recent), resume_state)
         if partition.moved_from is not None:
             log.warning(
-                "%s[%d] is now on cluster %s, the state came from %s: reading from its start",
-                *place_of(place), cluster_id, partition.moved_from,
+                "%s[%d] is now %s, the state came from %s (cluster/topic id): reading from its start",
+                *place_of(place), origin, partition.moved_from,
             )  # fmt: skip
-        return _Reader(consumer, partition, low, self._stop)
+        reader = _Reader(consumer, partition, self._origin, self._stop)
+        reader.begin(low, high)
+        return reader
 
     def _recent(self, consumer: Consumer, place: TopicPartition, low: int) -> int:
         if self._since_us is None:
@@ -156,12 +158,67 @@ def place_of(place: TopicPartition) -> tuple[str, int]:
     return place.topic, place.partition
 
 
+class _Origin:
+    """Which topic this is: a deleted one that was made anew has the same name, and other offsets.
+
+    Shared by the partitions that one process reads.
+    """
+
+    def __init__(self, client: dict[str, Any], topic: str) -> None:
+        self._client = {"logger": logging.getLogger("tailrace.librdkafka"), **client}
+        self._topic = topic
+        self._admin: AdminClient | None = None
+        self._cluster = ""
+        self._asked: Future[Any] | None = None
+        self._next_us = 0
+        self.known = ""
+        """What was found last."""
+
+    def read(self) -> str:
+        """Asks the broker.
+
+        Raises:
+            KafkaException: it does not answer, or has no such topic.
+        """
+        if self._admin is None:
+            self._admin = AdminClient(self._client)
+            self._cluster = self._admin.list_topics(self._topic, METADATA_TIMEOUT_S).cluster_id or ""
+            self.known = self._cluster
+        if not self._cluster.startswith(EMBEDDED):
+            self.known = self._named(self._ask().result())
+        return self.known
+
+    def look(self, now_us: int) -> str:
+        """What it was within the last seconds; never waits."""
+        if self._asked is not None and self._asked.done():
+            # While the broker is away, or the topic is, nothing has changed.
+            if self._asked.exception() is None:
+                self.known = self._named(self._asked.result())
+            self._asked = None
+        if self._asked is None and now_us >= self._next_us and not self._cluster.startswith(EMBEDDED):
+            self._next_us = now_us + ORIGIN_US
+            self._asked = self._ask()
+        return self.known
+
+    def _ask(self) -> "Future[Any]":
+        assert self._admin is not None
+        wanted = TopicCollection([self._topic])
+        asked: Future[Any] = self._admin.describe_topics(wanted, request_timeout=METADATA_TIMEOUT_S)[self._topic]
+        return asked
+
+    def _named(self, description: Any) -> str:
+        return f"{self._cluster}/{description.topic_id}"
+
+
 class _Reader(StatefulSourcePartition[Any, bytes]):
     """Reads one partition for its feed, with a consumer of its own."""
 
-    def __init__(self, consumer: Consumer, partition: Feed[Any], low: int, stop: threading.Event) -> None:
+    def __init__(self, consumer: Consumer, partition: Feed[Any], origin: "_Origin", stop: threading.Event) -> None:
         self._consumer = consumer
         self._partition = partition
+        self._place = TopicPartition(partition.topic, partition.number)
+        self._origin = origin
+        self._known = origin.known
         self._stop = stop
         self._at_end = False
         self._empty = False
@@ -169,10 +226,17 @@ class _Reader(StatefulSourcePartition[Any, bytes]):
         self._committed = -1
         self._snapshotted = partition.next_offset
         self._counters_us = 0
-        self._assign(low)
 
-    def _assign(self, low: int) -> None:
+    def begin(self, low: int, high: int) -> None:
+        """Reads on, in a partition that has the offsets from `low` to before `high`."""
         partition = self._partition
+        if partition.position > high:
+            # The topic was made anew, or has lost its end: the offsets mean nothing here.
+            log.warning(
+                "%s[%d] ends at %d, before the offset that was reached: reading it from its start",
+                *place_of(self._place), high,
+            )  # fmt: skip
+            partition.restart_at(low, self._known)
         wanted = partition.next_offset
         gone = partition.gap(low)
         if gone:
@@ -204,6 +268,16 @@ class _Reader(StatefulSourcePartition[Any, bytes]):
             size += len(value) if value is not None else 0
             records.append(Record(message.offset(), message.timestamp()[1] * 1000, value, message.key()))
         out: list[Any] = []
+        if (origin := self._origin.look(now_us)) != self._known:
+            self._known = origin
+            log.warning(
+                "%s[%d] was deleted and made anew, and is now %s (cluster/topic id): reading it from its start",
+                *place_of(self._place), origin,
+            )  # fmt: skip
+            low, high = self._consumer.get_watermark_offsets(self._place, METADATA_TIMEOUT_S)
+            self._partition.restart_at(low, origin)
+            self.begin(low, high)
+            return []
         self._empty = not records
         if records:
             self._records = min(MAX_RECORDS, max(10, MAX_BYTES * len(records) // max(size, 1)))
@@ -228,9 +302,7 @@ class _Reader(StatefulSourcePartition[Any, bytes]):
     def _handle(self, error: KafkaError) -> None:
         code = error.code()
         if code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
-            place = TopicPartition(self._partition.topic, self._partition.number)
-            low, _ = self._consumer.get_watermark_offsets(place, METADATA_TIMEOUT_S)
-            self._assign(low)
+            self.begin(*self._consumer.get_watermark_offsets(self._place, METADATA_TIMEOUT_S))
         elif error.fatal() or code in _HOPELESS:
             raise KafkaException(error)
         else:

@@ -5,7 +5,7 @@ import pickle
 import pytest
 from tailrace_flows.core.chunk import Mark
 from tailrace_flows.core.counters import Count
-from tailrace_flows.core.feed import PoisonedError
+from tailrace_flows.core.feed import PoisonedError, Record
 from tailrace_flows.core.partition import Partition
 from tailrace_flows.core.shard import Shard
 from tailrace_schemas.samples import KINDS, Series
@@ -400,8 +400,44 @@ def test_offsets_of_another_cluster_are_not_used() -> None:
     assert (found.moved_from, found.next_offset, found.replaying) == ("one", 3, False)
 
 
+@pytest.mark.parametrize(
+    ("stored", "now", "elsewhere"),
+    [
+        ("one/topic", "one/topic", False),
+        ("one/topic", "one/another", True),
+        ("one/topic", "two/topic", True),
+        ("one", "one/topic", False),  # a state of before
+        ("one", "one", False),
+        ("one/topic", "one", True),
+    ],
+)
+def test_offsets_belong_to_one_topic_of_one_cluster(stored: str, now: str, elsewhere: bool) -> None:
+    found = partition(partition(None, cluster_id=stored, start=2).snapshot(START_US), cluster_id=now, start=1)
+    assert (found.moved_from, found.next_offset) == ((stored, 1) if elsewhere else (None, 2))
+    again = partition(found.snapshot(START_US), cluster_id=now)
+    assert again.moved_from is None
+
+
 def test_a_topic_that_was_made_anew_is_read_from_its_start() -> None:
     found = partition(state_after(5))
     assert (found.next_offset, found.replaying) == (0, True)
-    found.restart_at(0)
+    found.restart_at(0, "one/topic")
     assert (found.next_offset, found.replaying, found.moved_from) == (0, False, None)
+
+
+def test_a_topic_that_is_made_anew_while_it_is_read_is_read_from_its_start_and_what_came_before_is_known() -> None:
+    w = Writer()
+    old = [w.batch((second, 1.0)) for second in range(6)]
+    read = partition(None)
+    read.read([Record(at, one.record_time_us, one.encode()) for at, one in enumerate(old[:4])], START_US)
+    read.snapshot(START_US)  # a segment whose windows are open: it cannot be replayed any more
+    read.restart_at(0, "one/new")
+    read.read(
+        [Record(at, one.record_time_us, one.encode()) for at, one in enumerate(old[3:])], START_US
+    )  # the sender sends again what it had not seen confirmed
+    state = read.snapshot(START_US)
+    assert (read.held, read.position) == (0, 3)
+    counters = read.counter_rows(START_US).to_pylist()
+    assert {row["name"]: row["value"] for row in counters}["duplicate_batches"] == 1
+    again = partition(state, cluster_id="one/new")
+    assert (again.moved_from, again.next_offset, again.position) == (None, 0, 3)

@@ -10,7 +10,7 @@ from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from tailrace_schemas.deadletter import MAX_PAYLOAD_BYTES, DeadLetter
 
-__all__ = ["UNREADABLE", "Feed", "PoisonedError", "Record", "TopicFeed"]
+__all__ = ["UNREADABLE", "Feed", "PoisonedError", "Record", "TopicFeed", "is_elsewhere"]
 
 Item = TypeVar("Item")
 ItemOut = TypeVar("ItemOut", covariant=True)
@@ -56,10 +56,10 @@ class Feed(Protocol[ItemOut]):
 
     @property
     def moved_from(self) -> str | None:
-        """The cluster that the state's offsets belong to, if it is another one: they are not used."""
+        """Where the state's offsets belong to, if that is elsewhere: they are not used."""
 
-    def restart_at(self, offset: int) -> None:
-        """The stored offsets belong to another topic of the same name."""
+    def restart_at(self, offset: int, cluster_id: str) -> None:
+        """The offsets so far belong to another topic of the same name; `cluster_id` says which this one is."""
 
     def gap(self, low: int) -> int:
         """The broker's first offset is `low`: skips what is gone, and returns how many records that is."""
@@ -75,6 +75,14 @@ class Feed(Protocol[ItemOut]):
 
     def snapshot(self, now_us: int) -> bytes:
         """The state for recovery."""
+
+
+def is_elsewhere(stored: str, cluster_id: str) -> bool:
+    """Whether offsets that were stored with one `cluster/topic id` mean nothing at another.
+
+    The embedded broker has no topic ids; states of before had none: then it is the cluster that counts.
+    """
+    return stored not in (cluster_id, cluster_id.partition("/")[0])
 
 
 class TopicFeed(Generic[Item]):
@@ -101,16 +109,16 @@ class TopicFeed(Generic[Item]):
         """
         self.number = number
         self.topic = topic
-        self.cluster_id = cluster_id
+        self._cluster_id = cluster_id
         self._decode = decode
         self._since_us = 0 if state else since_us
-        version, origin, offset = pickle.loads(state) if state else (STATE_VERSION, cluster_id, start)  # noqa: S301 - our own file
+        version, stored, offset = pickle.loads(state) if state else (STATE_VERSION, cluster_id, start)  # noqa: S301 - our own file
         if version != STATE_VERSION:
             raise ValueError(
                 f"the recovery state has format {version}, this Tailrace reads {STATE_VERSION}: "
                 "drain with the version that wrote it, or start with a new recovery directory"
             )
-        self.moved_from: str | None = origin if origin != cluster_id else None
+        self.moved_from: str | None = stored if is_elsewhere(stored, cluster_id) else None
         self.next_offset: int = start if self.moved_from is not None else offset
         self._invalid_run = 0
 
@@ -119,9 +127,10 @@ class TopicFeed(Generic[Item]):
         """Up to here everything has been read."""
         return self.next_offset
 
-    def restart_at(self, offset: int) -> None:
-        """The stored offset belongs to another topic of the same name."""
+    def restart_at(self, offset: int, cluster_id: str) -> None:
+        """The offset so far belongs to another topic of the same name."""
         self.next_offset = offset
+        self._cluster_id = cluster_id
 
     def gap(self, low: int) -> int:
         """Skips what the broker no longer has; how many records that is."""
@@ -164,7 +173,7 @@ class TopicFeed(Generic[Item]):
 
     def snapshot(self, now_us: int) -> bytes:
         """The state for recovery."""
-        return pickle.dumps((STATE_VERSION, self.cluster_id, self.next_offset), protocol=5)
+        return pickle.dumps((STATE_VERSION, self._cluster_id, self.next_offset), protocol=5)
 
     def _letter(self, record: Record, detail: str) -> DeadLetter:
         value = record.value or b""

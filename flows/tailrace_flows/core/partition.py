@@ -18,7 +18,7 @@ from tailrace_schemas.topics import shard_of
 from tailrace_flows.core.chunk import UNKNOWN_US, Arrival, Chunk, Mark, Refusal, batch_maxima, build_chunk
 from tailrace_flows.core.config import WindowConfig
 from tailrace_flows.core.counters import Count, Counters, dead_letters
-from tailrace_flows.core.feed import MAX_INVALID_RUN, PoisonedError, Record
+from tailrace_flows.core.feed import MAX_INVALID_RUN, PoisonedError, Record, is_elsewhere
 from tailrace_flows.core.sequences import Producer, Seen, observe
 from tailrace_flows.core.shard import FORGET_US
 from tailrace_flows.core.table import AFTER_ALL
@@ -60,6 +60,7 @@ class _State:
     """What recovery keeps, pickled. Producers are those before `held`, all else is as of `position`."""
 
     cluster_id: str
+    """Where the offsets belong to: `cluster/topic id`, or the cluster alone."""
     held: int
     position: int
     producers: dict[ProducerName, Producer]
@@ -101,7 +102,7 @@ class Partition:
         self.topic = topic
         self.config = config
         self._hold = hold
-        self.cluster_id = cluster_id
+        self._cluster_id = cluster_id
         version, restored = pickle.loads(state) if state else (STATE_VERSION, None)  # noqa: S301 - our own file
         if version != STATE_VERSION:
             raise ValueError(
@@ -114,8 +115,8 @@ class Partition:
                 "recovery.contents was 'snapshot' and is now 'replay', which would lose the windows that are open: "
                 "set it back, or start with a new recovery directory"
             )
-        self.moved_from = kept.cluster_id if kept.cluster_id != cluster_id else None
-        """The cluster that the state's offsets belong to, if it is another one: they are not used."""
+        self.moved_from = kept.cluster_id if is_elsewhere(kept.cluster_id, cluster_id) else None
+        """Where the state's offsets belong to, if that is elsewhere: they are not used."""
         if self.moved_from is not None:
             kept.held = kept.position = start
             kept.whole = start == 0
@@ -150,10 +151,14 @@ class Partition:
         """Whether what comes next was counted before a restart."""
         return self.next_offset < self._replay_until
 
-    def restart_at(self, offset: int) -> None:
-        """The stored offsets belong to another topic of the same name: reads from `offset`, nothing is a replay."""
+    def restart_at(self, offset: int, cluster_id: str) -> None:
+        """The offsets so far belong to another topic of the same name: reads from `offset`, nothing is a replay."""
         self.next_offset = self._held = self._replay_until = offset
+        self._cluster_id = cluster_id
+        # What they hold cannot be read again.
+        self._segments.clear()
         self._segment = _Segment(offset)
+        self._held_producers = {name: producer.copy() for name, producer in self._producers.items()}
         self._whole = offset == 0
 
     def gap(self, low: int) -> int:
@@ -306,7 +311,7 @@ class Partition:
         self._held = self._segments[0].start if self._segments else self.next_offset
         self._forget(now_us)
         state = _State(
-            self.cluster_id,
+            self._cluster_id,
             self._held,
             self.position,
             self._held_producers,
