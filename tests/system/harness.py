@@ -144,7 +144,9 @@ def clickhouse_process(directory: Path) -> Iterator[str]:
 
 
 @contextmanager
-def bench(bootstrap_servers: str, clickhouse_url: str, directory: Path, prefix: str, contents: str) -> Iterator[Bench]:
+def bench(
+    bootstrap_servers: str, clickhouse_url: str, directory: Path, prefix: str, contents: str, replication: int = 1
+) -> Iterator[Bench]:
     """Topics and tables of their own, by `prefix`."""
     environment = {
         "TAILRACE_KAFKA__BOOTSTRAP_SERVERS": bootstrap_servers,
@@ -160,7 +162,7 @@ def bench(bootstrap_servers: str, clickhouse_url: str, directory: Path, prefix: 
         kafka={"bootstrap_servers": bootstrap_servers, "topic_prefix": prefix, "group_id": prefix},
         clickhouse={"url": clickhouse_url, "database": prefix},
     )
-    ensure_topics(settings.kafka.client(), settings.kafka.topics, 4)
+    ensure_topics(settings.kafka.client(), settings.kafka.topics, 4, replication)
     with connect(settings.clickhouse) as client:
         migrate(client, settings.clickhouse)
         yield Bench(settings, client, directory, environment)

@@ -1,0 +1,77 @@
+"""Kafka nodes of a cluster, or with users: what `tailrace kafka` does not start."""
+
+import base64
+import socket
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from tailrace_infra import kafka
+
+from tests.reliability.world import Process
+
+__all__ = ["Node", "nodes"]
+
+JVM = ("-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto",
+       "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-Dorg.slf4j.simpleLogger.showDateTime=true")  # fmt: skip
+CLUSTER_ID = base64.urlsafe_b64encode(b"reliability-0001").decode().rstrip("=")
+
+
+class Node(Process):
+    """One node, broker and controller."""
+
+    def __init__(
+        self, number: int, directory: Path, config: Mapping[str, str], address: str, sasl_address: str
+    ) -> None:
+        directory.mkdir(parents=True)
+        java, jars = kafka.find_java(), kafka.find_jars()
+        base = (Path(kafka.__file__).parent / "kafka_files" / "server.properties").read_text()
+        path = directory / "server.properties"
+        path.write_text(base + "\n" + "".join(f"{key}={value}\n" for key, value in config.items()))
+        self._java = [java, *JVM, "-cp", f"{jars}/*"]
+        done = subprocess.run(
+            [*self._java, "kafka.tools.StorageTool", "format", "-c", str(path), "-t", CLUSTER_ID],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        super().__init__(f"broker-{number}", [*self._java, "kafka.Kafka", str(path)], {}, directory / "kafka.log")
+        self.address, self.sasl_address = address, sasl_address
+
+
+def _ports(count: int) -> list[int]:
+    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports: list[int] = [one.getsockname()[1] for one in held]
+    for one in held:
+        one.close()
+    return ports
+
+
+def nodes(directory: Path, count: int, properties: Mapping[str, str] | None = None) -> list[Node]:
+    """A cluster that is not yet started. Each node also listens for SCRAM-SHA-256; who comes without is a superuser."""
+    controllers, plain, sasl = _ports(count), _ports(count), _ports(count)
+    quorum = ",".join(f"{n + 1}@127.0.0.1:{port}" for n, port in enumerate(controllers))
+    found = []
+    for n in range(count):
+        listeners = f"PLAINTEXT://127.0.0.1:{plain[n]},SASL_PLAINTEXT://127.0.0.1:{sasl[n]},CONTROLLER://127.0.0.1:{controllers[n]}"
+        config = {
+            "process.roles": "broker,controller",
+            "node.id": str(n + 1),
+            "controller.quorum.voters": quorum,
+            "listeners": listeners,
+            "advertised.listeners": listeners.rpartition(",")[0],
+            "controller.listener.names": "CONTROLLER",
+            "inter.broker.listener.name": "PLAINTEXT",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "sasl.enabled.mechanisms": "SCRAM-SHA-256",
+            "listener.name.sasl_plaintext.scram-sha-256.sasl.jaas.config":
+                "org.apache.kafka.common.security.scram.ScramLoginModule required;",
+            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "super.users": "User:ANONYMOUS",
+            "log.dirs": str(directory / f"node-{n + 1}" / "logs"),
+            "default.replication.factor": str(min(3, count)),
+            "offsets.topic.replication.factor": str(min(3, count)),
+            "min.insync.replicas": str(min(2, count)),
+            **(properties or {}),
+        }  # fmt: skip
+        found.append(Node(n + 1, directory / f"node-{n + 1}", config, f"127.0.0.1:{plain[n]}", f"127.0.0.1:{sasl[n]}"))
+    return found
