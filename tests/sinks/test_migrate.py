@@ -31,6 +31,7 @@ FILES = [
     "0006_health",
     "0007_anomalies",
     "0008_baselines",
+    "0009_sketch_codecs",
 ]
 TTLS = [
     "alert_event_rows: keep 395 days", "anomaly_rows: keep 45 days", "baseline_rows: keep 7 days",
