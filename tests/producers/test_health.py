@@ -7,6 +7,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -282,6 +283,18 @@ def test_a_command_that_hangs_is_killed_with_its_children(tmp_path: Path) -> Non
     hanging = command(["sh", "-c", f"sleep 600 & echo $! > {pid}; wait"])
     assert outcome(hanging, 0.5) == (Status.UNHEALTHY, "timeout")
     eventually(lambda: gone(int(pid.read_text())))
+
+
+def test_a_command_that_floods_is_read_and_not_kept() -> None:
+    tracemalloc.start()
+    try:
+        assert outcome(command(["sh", "-c", "yes tailrace | head -c 100000000; exit 1"]), 30) == (
+            Status.DEGRADED,
+            "exit_1",
+        )
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_no_such_command() -> None:

@@ -7,6 +7,7 @@ the timeout.
 """
 
 import os
+import selectors
 import signal
 import socket
 import subprocess
@@ -220,6 +221,24 @@ def redis(host: str, port: int = 6379) -> Probe:
     return probe
 
 
+def _read_all(process: "subprocess.Popen[bytes]", until_s: float) -> bytes:
+    """The first 64 kB that a process prints, read to its end. Raises TimeoutError and `subprocess.TimeoutExpired`."""
+    assert process.stdout is not None
+    kept = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while True:
+            left_s = until_s - monotonic_s()
+            if left_s <= 0 or not selector.select(left_s):
+                raise TimeoutError
+            piece = os.read(process.stdout.fileno(), MAX_READ_BYTES)
+            if not piece:
+                break
+            kept += piece[: MAX_READ_BYTES - len(kept)]
+    process.wait(max(0.0, until_s - monotonic_s()))
+    return kept
+
+
 class _Connection:
     """A TCP connection that ends by a deadline, however slowly its peer talks."""
 
@@ -275,12 +294,12 @@ def command(arguments: Sequence[str]) -> Probe:
             fixed, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
         ) as process:
             try:
-                output, _ = process.communicate(timeout=timeout_s)
-            except subprocess.TimeoutExpired:
+                output = _read_all(process, monotonic_s() + timeout_s)
+            except (TimeoutError, subprocess.TimeoutExpired):
                 os.killpg(process.pid, signal.SIGKILL)
                 raise TimeoutError from None
         if process.returncode:
-            said = output[:MAX_READ_BYTES].decode(errors="replace").strip().splitlines()
+            said = output.decode(errors="replace").strip().splitlines()
             status = Status.DEGRADED if process.returncode == 1 else Status.UNHEALTHY
             raise CheckFailedError(f"exit_{process.returncode}", said[0] if said else "", status)
 
