@@ -29,7 +29,7 @@ def tailrace(
     """Runs the command to its end."""
     return subprocess.run(
         [*COMMAND, *arguments], env={**os.environ, **environment}, cwd=cwd,
-        input=stdin, capture_output=True, text=True, timeout=90, check=False,
+        input=stdin, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
 
 

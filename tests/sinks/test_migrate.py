@@ -73,7 +73,7 @@ def test_goes_on_where_it_was_interrupted(bare: Storage) -> None:
     migrate(bare.client, bare.settings)
     whole = everything(bare)
     statements = [(migration, statement) for migration in module._known() for statement in migration.statements()]
-    for stop in range(0, len(statements), 4):
+    for stop in range(0, len(statements), 10):
         bare.client.command(f"DROP DATABASE {bare.settings.database}", use_database=False)
         bare.client.command(f"CREATE DATABASE {bare.settings.database}", use_database=False)
         for _, statement in statements[:stop]:

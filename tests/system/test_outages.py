@@ -349,7 +349,7 @@ def test_wall_time_closes_the_windows_of_a_silent_service(
         # Before the flow starts, so that one poll brings them and the end of the partition.
         b.send(b.producer(), [("svc", batch_of([1.0, 2.0], first)), ("svc", batch_of([3.0], now_us()))])
         with flow_of(b, **settings):
-            eventually(lambda: stored_samples(b) == 2, 60)
+            eventually(lambda: stored_samples(b) >= 2, 60)
             # The drain stores it: nothing else closes the window that holds now.
             assert stored_samples(b) == 2 or now_us() > first + 20_000_000
         assert stored_samples(b) == 3
