@@ -166,7 +166,9 @@ class Backtest:
     """The evaluators of a configuration, all keys, on virtual time. Deterministic. Feed it in the order of time."""
 
     def __init__(self, config: Mapping[str, ConfigModel]) -> None:
-        every = (Evaluator(number, partial(plan, PARTS), config, UNKNOWN_US) for number in range(EVALUATORS))
+        every = (
+            Evaluator(number, partial(plan, PARTS), config, UNKNOWN_US, live=False) for number in range(EVALUATORS)
+        )
         self._evaluators = [one for one in every if one.units]
         self._judged_us: int | None = None
 

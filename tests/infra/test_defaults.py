@@ -31,7 +31,8 @@ RULES = {rule.alert: (group, rule) for group in groups() for rule in group.rules
 def test_every_metric_and_label_is_one_that_we_send(name: str) -> None:
     documented = set(
         re.findall(
-            r"`([\w.]+)`", "".join((DOCS / f"{page}.md").read_text() for page in ("metrics", "middleware", "anomalies"))
+            r"`([\w.]+)`",
+            "".join((DOCS / f"{page}.md").read_text() for page in ("metrics", "middleware", "anomalies", "alerts")),
         )
     )
     _, rule = RULES[name]
@@ -79,6 +80,7 @@ FIRING: dict[str, tuple[dict[str, str], int]] = {
     "HttpSlow": ({"http.server.request.duration{service=shop} distribution": "6x10"}, 7),
     "Anomaly": ({"anomaly.flags{service=shop,detector=http-p99,metric=latency} counter": "_x2 1"}, 3),
     "Watchdog": ({"any gauge": "1"}, 1),
+    "TailraceBehind": ({"tailrace.evaluation.delay{service=tailrace} gauge": "13x3 61"}, 4),
 }  # fmt: skip
 
 

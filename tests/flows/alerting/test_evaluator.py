@@ -110,6 +110,36 @@ def test_rows_before_the_message_that_closes_their_window_are_not_judged() -> No
     assert world.told() == [("active", 20)]
 
 
+BEHIND = """
+groups:
+- name: host
+  rules:
+  - {alert: Behind, metric: tailrace.evaluation.delay, aggregate: last, op: gt, threshold: 60, no_data: ok}
+"""
+
+
+def test_a_rule_can_tell_that_judging_is_late_while_it_is() -> None:
+    world = World(config_of(BEHIND))
+    for end_s, late_s in ((10, 15), (20, 61), (30, 300), (40, 20)):
+        world.now_us = WALL_US + (end_s + late_s) * S
+        world.rows([block(WALL_US // S + end_s, 0.5)])
+    start = WALL_US // S
+    assert world.told() == [("active", start + 20), ("resolved", start + 40)]
+    (alert,) = [one.alert for one in world.events if one.transition.value == "active"]
+    assert alert is not None
+    assert alert.current_value == pytest.approx(61, abs=0.01)
+
+
+def test_who_begins_anew_is_not_late_with_the_past_hour_but_who_goes_on_is() -> None:
+    world = World(config_of(BEHIND))
+    world.rows([block(WALL_US // S - 600, 0.5), block(WALL_US // S - 590, 0.5)])
+    assert world.told() == []
+    world.commit()
+    world.crash()
+    world.rows([block(WALL_US // S - 580, 0.5)])
+    assert world.told() == [("active", WALL_US // S - 580)]
+
+
 def test_only_live_rows_of_10_s_count() -> None:
     world = World()
     good = history([0.5, 0.5, 0.5])

@@ -11,16 +11,18 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Protocol, Self
 from zlib import crc32
 
+import pyarrow as pa
 from tailrace_schemas.alerts import AlertEvent, Command, CommandKind, Transition
 from tailrace_schemas.config import ConfigModel, model_of
-from tailrace_schemas.rows import WindowRows
+from tailrace_schemas.rows import WINDOW_ROWS, WindowRows
 
 from tailrace_flows.core.alerting.clock import EvaluationClock
 from tailrace_flows.core.alerting.store import STEP_US, Keep, WindowStore
 from tailrace_flows.core.chunk import UNKNOWN_US
 from tailrace_flows.core.counters import Counters
+from tailrace_flows.core.table import AFTER_ALL
 
-__all__ = ["EVALUATORS", "Evaluator", "Findings", "Plan", "Unit"]
+__all__ = ["DELAY", "EVALUATORS", "Evaluator", "Findings", "Plan", "Unit"]
 
 EVALUATORS: Final = 8
 """Keys that units are spread over. Fixed: changing it would orphan the state of every running flow."""
@@ -29,6 +31,9 @@ GAP_US: Final = 600_000_000
 LATENESS_US: Final = 60_000_000
 """Rows are kept so much longer than looked back at: a revised row must find the one it replaces."""
 COUNTERS_US: Final = 2_000_000
+DELAY: Final = "tailrace.evaluation.delay"
+"""How long after a window's end it is judged, in seconds of wall time: a gauge of the service `tailrace` that rules may
+look at. It is of the window that is judged, so that such a rule tells while the flows are behind, not afterwards."""
 STATE_VERSION: Final = 1
 
 _GONE: Final = "it is no longer in the configuration"
@@ -112,13 +117,18 @@ class Evaluator:
         config: Mapping[str, ConfigModel],
         now_us: int,
         state: bytes | None = None,
+        *,
+        live: bool = True,
     ) -> None:
+        """`live`: wall time says how late it is; not so where the past is judged."""
         self.number = number
         self._plan = plan
         self._config: dict[str, ConfigModel] = {}
         self._slots: dict[str, _Slot] = {}
         self._counters_us = now_us
         self._clock = EvaluationClock(now_us)
+        self._delays_from_us = (UNKNOWN_US if state else now_us) if live else AFTER_ALL
+        """Who begins anew begins with the past hour, which is not late."""
         self._judged_us: int | None = None
         """Everything up to this time has been judged."""
         self._first: list[AlertEvent] = []
@@ -205,6 +215,8 @@ class Evaluator:
         rows: dict[str, list[dict[str, Any]]] = {}
         blocks: list[WindowRows] = []
         for t_us in self._due(now_us):
+            if DELAY in self._store.keep and t_us >= self._delays_from_us:
+                self._store.add("", _delay_row(t_us, (now_us - t_us) / 1e6))
             for key in sorted(self._slots):
                 slot = self._slots[key]
                 if t_us % slot.unit.interval_us:
@@ -286,6 +298,15 @@ class Evaluator:
             self._counters_us = now_us + COUNTERS_US
             counters = self._counters.rows(now_us)
         return Findings(events, rows, counters)
+
+
+def _delay_row(t_us: int, delay_s: float) -> pa.RecordBatch:
+    row = {
+        "metric": DELAY, "service": "tailrace", "series_id": 0, "attributes": [], "kind": "gauge", "unit": "s",
+        "stream": "", "window_start": t_us // 1_000_000 - STEP_US // 1_000_000, "count": 1, "sum": delay_s,
+        "min": delay_s, "max": delay_s, "last": delay_s, "bucket_index": [], "bucket_count": [], "version": 1,
+    }  # fmt: skip
+    return pa.RecordBatch.from_pylist([row], WINDOW_ROWS)
 
 
 def _widest(keeps: Iterable[Mapping[str, Keep]]) -> dict[str, Keep]:
