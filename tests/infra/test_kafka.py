@@ -85,7 +85,7 @@ def test_it_keeps_its_data_through_a_stop_and_a_kill(kafka_jars: None, tmp_path:
     said: list[str] = []
     first = kafka_server.start(tmp_path, 0, progress=said.append)
     try:
-        assert said == [f"starting Kafka on {first.bootstrap_servers}"]
+        assert said[0] == f"starting Kafka on {first.bootstrap_servers}"  # on a busy machine also that it waits
         assert kafka_server.status(tmp_path) == first
         assert kafka_server.start(tmp_path, 0) == first
         with pytest.raises(KafkaServerError, match=rf"is already served on {first.bootstrap_servers}"):
