@@ -4,6 +4,7 @@ The engine runs in a thread so that the main thread takes the signals: Bytewax b
 ignores SIGINT while it waits for the other processes of its cluster.
 """
 
+import ctypes
 import fcntl
 import logging
 import os
@@ -32,6 +33,11 @@ GRACE_S = 3.0
 """After a signal, writes that cannot be made durable have this long before they are left to the next start."""
 EXIT_S = 4.5
 """After a signal, the process is gone by then, whatever hangs: recovery makes that safe."""
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+"""Of glibc's malloc.h."""
+KEPT_BYTES = 256 * 1024 * 1024
+LARGEST_KEPT_BYTES = 32 * 1024 * 1024
 
 _LOCKED = "two flows on one state would count twice. Stop it, or give this one another recovery directory."
 
@@ -83,6 +89,18 @@ def prepare_recovery(directory: Path) -> RecoveryConfig:
     return RecoveryConfig(str(directory))
 
 
+def keep_freed_memory() -> None:
+    """Tells malloc to reuse what numpy's arrays free, up to KEPT_BYTES, rather than give it back and fault it in again.
+
+    That was a third of the time of the windows. Does nothing where malloc is not glibc's.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT_BYTES)
+        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+        mallopt(M_ARENA_MAX, 1)  # only the first arena keeps anything
+
+
 def run(
     settings: Settings,
     build: Callable[..., Any],
@@ -101,6 +119,7 @@ def run(
     Raises:
         whatever the dataflow raised.
     """
+    keep_freed_memory()
     stop = threading.Event()
     stopped_at: list[float] = []
 

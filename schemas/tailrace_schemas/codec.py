@@ -77,6 +77,14 @@ class FlatCodec(Codec):
             ValueError: another header, or the bytes after it are not exactly one datum of the schema.
             TruncatedError: a ValueError too; they end before the datum does.
         """
+        datum = self.read(payload)
+        for name, kind in self._fields:
+            if kind == "bytes":
+                datum[name] = payload[datum[name]]
+        return datum
+
+    def read(self, payload: bytes) -> dict[str, Any]:
+        """As `decode`, but a `bytes` field is given as the slice of the payload that it is: nothing is copied."""
         if not payload.startswith(self.header):
             raise ValueError(f"not a {self.name}: the header is {payload[:10].hex()}")
         try:
@@ -117,7 +125,7 @@ class FlatCodec(Codec):
                     raise ValueError(f"{name}: the length {number} is negative")
                 if end > len(payload):
                     raise TruncatedError(f"{name}: {number} bytes are announced, {len(payload) - at} are left")
-                datum[name] = payload[at:end] if kind == "bytes" else payload[at:end].decode()
+                datum[name] = slice(at, end) if kind == "bytes" else payload[at:end].decode()
                 at = end
         if at != len(payload):
             raise ValueError(f"{len(payload) - at} bytes follow the {self.name}")

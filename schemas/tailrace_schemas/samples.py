@@ -93,11 +93,11 @@ class SampleBatch(NamedTuple):
     end_of_stream: bool
     base_time_us: int
     table: SeriesTable
-    series_index: bytes
+    series_index: bytes | memoryview
     """uint32, a row of `table.series`; not yet checked."""
-    time_offset_us: bytes
+    time_offset_us: bytes | memoryview
     """int32, added to `base_time_us`."""
-    value: bytes
+    value: bytes | memoryview
     """float64."""
     samples: int
 
@@ -197,10 +197,11 @@ def decode(payload: bytes | None) -> SampleBatch | Rejection:
 
 
 def _read_batch(payload: bytes) -> SampleBatch | Rejection:
-    datum = BATCH.decode(payload)
-    value: bytes = datum["value"]
-    samples = len(value) // 8
-    lengths = (len(datum["series_index"]), len(datum["time_offset_us"]), len(value))
+    datum = BATCH.read(payload)
+    index, offset, value = datum["series_index"], datum["time_offset_us"], datum["value"]
+    view = memoryview(payload)
+    lengths = (index.stop - index.start, offset.stop - offset.start, value.stop - value.start)
+    samples = lengths[2] // 8
     if lengths != (4 * samples, 4 * samples, 8 * samples):
         raise ValueError(f"columns of {lengths} bytes do not hold the same number of samples")
     _check_number(datum["sequence"], "sequence", -1, MAX_SEQUENCE)
@@ -213,10 +214,10 @@ def _read_batch(payload: bytes) -> SampleBatch | Rejection:
         _name(datum["stream"], "stream"),
         datum["end_of_stream"],
         datum["base_time_us"],
-        decode_series_table(datum["series_table"]),
-        datum["series_index"],
-        datum["time_offset_us"],
-        value,
+        _table_at(payload, datum["series_table"]),
+        view[index],
+        view[offset],
+        view[value],
         samples,
     )
 
@@ -276,6 +277,14 @@ def decode_series_table(encoded: bytes) -> SeriesTable:
             raise ValueError("the series table ends before its last row") from None
     _latest[_hint(encoded)] = table
     return table
+
+
+def _table_at(payload: bytes, place: slice) -> SeriesTable:
+    """`decode_series_table` of a part of a message, which is not copied if its table is known."""
+    table = _latest.get((place.stop - place.start, payload[max(place.start, place.stop - 64) : place.stop]))
+    if table is not None and payload.startswith(table.encoded, place.start):
+        return table
+    return decode_series_table(payload[place])
 
 
 def _hint(encoded: bytes) -> tuple[int, bytes]:

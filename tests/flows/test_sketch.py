@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tailrace_flows.core import sketch
-from tailrace_flows.core.window import CODE_BIAS, CODE_MASK, MAX_RUNS, Window, count_sorted, merge_runs
+from tailrace_flows.core.grid import CODE_BIAS, CODE_MASK
+from tailrace_flows.core.window import MAX_RUNS, Window, count_sorted, merge_runs
 
 from tests.flows.oracle import exact_code, nearest_rank
 

@@ -89,7 +89,9 @@ def check_batch(batch: SampleBatch) -> None:
 
 
 def check_chunk(batch: SampleBatch, record_time_us: int = NOW_US) -> None:
-    chunk, refusals = build_chunk(0, [Arrival(0, record_time_us, batch)], max_future_us=MAX_FUTURE_US, replayed=False)
+    chunk, refusals = build_chunk(
+        0, [Arrival(0, record_time_us, batch, b"")], max_future_us=MAX_FUTURE_US, replayed=False
+    )
     assert chunk.value.size + sum(refusal.samples for refusal in refusals) == batch.samples
     assert chunk.series_index.size == chunk.time_us.size == chunk.value.size == chunk.lengths.sum()
     if chunk.value.size:

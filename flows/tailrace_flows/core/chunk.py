@@ -19,7 +19,7 @@ from tailrace_schemas.samples import (
     decode_series_table,
 )
 
-__all__ = ["UNKNOWN_US", "Arrival", "Chunk", "Mark", "Refusal", "batch_maxima", "build_chunk"]
+__all__ = ["UNKNOWN_US", "Arrival", "Chunk", "Mark", "Refusal", "build_chunk"]
 
 Ints = NDArray[np.int64]
 
@@ -34,6 +34,8 @@ class Arrival(NamedTuple):
     offset: int
     record_time_us: int
     batch: SampleBatch
+    record: bytes
+    """What it was decoded from."""
 
 
 class Refusal(NamedTuple):
@@ -79,12 +81,17 @@ class Chunk:
     series_index: NDArray[np.uint32]
     time_us: Ints
     value: NDArray[np.float64]
+    oldest_us: int
+    """The least time; UNKNOWN_US of none."""
+    newest_us: Ints
+    """(b,) the greatest time of each batch; UNKNOWN_US for an empty one."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Between processes a series table travels encoded, and is looked up in the receiver's cache.
         fields = (
             self.partition, self.service, self.stream, self.table.encoded, self.replayed, self.offsets, self.lengths,
-            self.watermarks_us, self.producers, self.series_index, self.time_us, self.value,
+            self.watermarks_us, self.producers, self.series_index, self.time_us, self.value, self.oldest_us,
+            self.newest_us,
         )  # fmt: skip
         return _restore, fields
 
@@ -120,6 +127,7 @@ def build_chunk(
         series_index,
         time_us,
         value,
+        *_range(time_us, lengths),
     )
     if value.size == 0:
         return chunk, []
@@ -129,8 +137,8 @@ def build_chunk(
     fine = (
         series_index.max() < len(first.table.series)
         and np.isfinite(total)
-        and time_us.min() >= MIN_TIME_US
-        and time_us.max() <= min(least_limit, MAX_TIME_US)
+        and chunk.oldest_us >= MIN_TIME_US
+        and int(chunk.newest_us.max()) <= min(least_limit, MAX_TIME_US)
         and (first.table.kinds.isdisjoint(COUNTERS) or value.min() >= 0)
     )
     if fine:
@@ -138,14 +146,14 @@ def build_chunk(
     return _sift(chunk, arrivals, max_future_us)
 
 
-def batch_maxima(chunk: Chunk) -> Ints:
-    """(b,) the greatest event time of each batch; UNKNOWN_US for an empty one."""
-    maxima = np.full(chunk.lengths.size, UNKNOWN_US, np.int64)
-    filled = np.flatnonzero(chunk.lengths)
-    if filled.size:
-        begins = np.cumsum(chunk.lengths) - chunk.lengths
-        maxima[filled] = np.maximum.reduceat(chunk.time_us, begins[filled])
-    return maxima
+def _range(time_us: Ints, lengths: Ints) -> tuple[int, Ints]:
+    """The least of all times, and the greatest of each batch."""
+    newest = np.full(lengths.size, UNKNOWN_US)
+    if time_us.size == 0:
+        return UNKNOWN_US, newest
+    filled = lengths > 0
+    newest[filled] = np.maximum.reduceat(time_us, (np.cumsum(lengths) - lengths)[filled])
+    return int(time_us.min()), newest
 
 
 def _sift(chunk: Chunk, arrivals: list[Arrival], max_future_us: int) -> tuple[Chunk, list[Refusal]]:
@@ -191,4 +199,5 @@ def _sift(chunk: Chunk, arrivals: list[Arrival], max_future_us: int) -> tuple[Ch
     chunk.series_index = chunk.series_index[good]
     chunk.time_us = chunk.time_us[good]
     chunk.value = chunk.value[good]
+    chunk.oldest_us, chunk.newest_us = _range(chunk.time_us, chunk.lengths)
     return chunk, refusals

@@ -23,7 +23,7 @@ EXPIRY_US: Final = 24 * 3600 * 1_000_000
 class Increases(NamedTuple):
     """Of one window, by its cumulative slots, ascending; all (p,)."""
 
-    slots: NDArray[np.int32]
+    slots: NDArray[np.int64]
     increase: NDArray[np.float64]
     """NaN where there is no earlier point to compare with."""
     resets: NDArray[np.int64]

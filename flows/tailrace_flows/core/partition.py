@@ -15,7 +15,7 @@ from tailrace_schemas.deadletter import MAX_PAYLOAD_BYTES, DeadLetter
 from tailrace_schemas.samples import Reason, Rejection, SampleBatch, decode
 from tailrace_schemas.topics import shard_of
 
-from tailrace_flows.core.chunk import UNKNOWN_US, Arrival, Chunk, Mark, Refusal, batch_maxima, build_chunk
+from tailrace_flows.core.chunk import UNKNOWN_US, Arrival, Chunk, Mark, Refusal, build_chunk
 from tailrace_flows.core.config import WindowConfig
 from tailrace_flows.core.counters import Count, Counters, dead_letters
 from tailrace_flows.core.feed import MAX_INVALID_RUN, PoisonedError, Record, is_elsewhere
@@ -183,7 +183,6 @@ class Partition:
         groups: dict[tuple[str, str, bytes, bool], list[Arrival]] = {}
         letters: list[DeadLetter] = []
         ended: dict[StreamName, int] = {}
-        values: dict[int, bytes] = {}
         for record in records:
             replayed = record.offset < self._replay_until
             self.next_offset = record.offset + 1
@@ -199,9 +198,8 @@ class Partition:
             self._invalid_run = 0
             if batch.sequence >= 0 and self._is_duplicate(batch, record.time_us, replayed):
                 continue
-            values[record.offset] = record.value or b""
             group = (batch.service, batch.stream, batch.table.encoded, replayed)
-            groups.setdefault(group, []).append(Arrival(record.offset, record.time_us, batch))
+            groups.setdefault(group, []).append(Arrival(record.offset, record.time_us, batch, record.value or b""))
             if batch.end_of_stream:
                 ended.setdefault((batch.service, batch.stream), record.offset)
         chunks = []
@@ -211,7 +209,7 @@ class Partition:
             )
             chunks.append(chunk)
             if not chunk.replayed:
-                letters += [self._refuse(refusal, values[refusal.arrival.offset]) for refusal in refusals]
+                letters += [self._refuse(refusal) for refusal in refusals]
         self._advance(chunks, ended, now_us)
         # A service that has sent no sample cannot fall silent: an empty chunk would never be followed by an idle mark.
         items: list[Keyed] = [(shard_of(chunk.service), chunk) for chunk in chunks if chunk.value.size]
@@ -231,7 +229,7 @@ class Partition:
         producer.seen_us = record_time_us
         seen, missing = observe(producer, batch.sequence)
         self._segment.producers.add(name)
-        if not replayed:
+        if not replayed and (missing or seen is not Seen.NEW):
             counts = {
                 Count.MISSING_BATCHES: missing,
                 Count.RECOVERED_BATCHES: int(seen is Seen.RECOVERED),
@@ -252,7 +250,7 @@ class Partition:
             by_stream.setdefault((chunk.service, chunk.stream), []).append(chunk)
         for name, group in by_stream.items():
             offsets = np.concatenate([chunk.offsets for chunk in group])
-            maxima = np.concatenate([batch_maxima(chunk) for chunk in group])
+            maxima = np.concatenate([chunk.newest_us for chunk in group])
             order = np.argsort(offsets, kind="stable")
             before = self._watermarks_us.get(name, UNKNOWN_US)
             after = np.maximum.accumulate(np.maximum(maxima[order] - self.config.disorder_us, before))
@@ -366,14 +364,14 @@ class Partition:
             record.offset, record.time_us, record.value or b"", "", rejection.reason, rejection.detail, 0
         )
 
-    def _refuse(self, refusal: Refusal, value: bytes) -> DeadLetter:
+    def _refuse(self, refusal: Refusal) -> DeadLetter:
         arrival = refusal.arrival
         batch = arrival.batch
         self._counters.add(batch.service, batch.stream, dead_letters(refusal.reason), refusal.samples)
         return self._letter(
             arrival.offset,
             arrival.record_time_us,
-            value,
+            arrival.record,
             batch.service,
             refusal.reason,
             refusal.detail,

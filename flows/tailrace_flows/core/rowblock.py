@@ -8,10 +8,11 @@ from numpy.typing import NDArray
 from tailrace_schemas.rows import WINDOW_ROWS
 
 from tailrace_flows.core.config import WindowConfig
+from tailrace_flows.core.grid import CODE_BIAS, CODE_MASK
 from tailrace_flows.core.increases import Increases
 from tailrace_flows.core.series import COUNTER, CUMULATIVE, DISTRIBUTION, EVENT, GAUGE, SeriesIndex
 from tailrace_flows.core.sketch import CODE_BITS
-from tailrace_flows.core.window import CODE_BIAS, CODE_MASK, Window
+from tailrace_flows.core.window import Window
 
 __all__ = ["Cumulative", "build_rows", "rows_of"]
 

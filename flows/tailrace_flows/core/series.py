@@ -1,7 +1,7 @@
 """The series of one window table: slots, and the columns of their rows that never change."""
 
-import json
 from hashlib import blake2b
+from json.encoder import encode_basestring_ascii as quote
 from typing import Any, Final
 
 import numpy as np
@@ -20,9 +20,10 @@ EVENT: Final = KINDS.index("event")
 
 
 def series_id(service: str, series: Series) -> int:
-    """64 bits that name a series in rows and snapshots, equal in every run and process."""
-    text = json.dumps([service, *series], ensure_ascii=True, separators=(",", ":"))
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+    """64 bits that name a series in rows and snapshots, equal in every run and process: a hash of compact JSON."""
+    attributes = ",".join([f"[{quote(key)},{quote(value)}]" for key, value in series.attributes])
+    names = f"{quote(service)},{quote(series.metric)},{quote(series.kind)},{quote(series.unit)}"
+    return int.from_bytes(blake2b(f"[{names},[{attributes}]]".encode(), digest_size=8).digest(), "little")
 
 
 class SeriesIndex:

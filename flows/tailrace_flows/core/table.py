@@ -15,6 +15,7 @@ from tailrace_schemas.rows import WINDOW_ROWS
 
 from tailrace_flows.core.chunk import UNKNOWN_US, Chunk
 from tailrace_flows.core.config import WindowConfig
+from tailrace_flows.core.grid import Bands
 from tailrace_flows.core.increases import Baselines, Increases, increases_of
 from tailrace_flows.core.rowblock import build_rows
 from tailrace_flows.core.series import CUMULATIVE, SeriesIndex
@@ -23,11 +24,15 @@ from tailrace_flows.core.window import Window, merge_windows
 __all__ = ["AFTER_ALL", "BEFORE_ALL", "Added", "Block", "TableState", "WindowTable"]
 
 Ints = NDArray[np.int64]
+Slots = NDArray[np.int32]
+Floats = NDArray[np.float64]
 
 BEFORE_ALL: Final = UNKNOWN_US
 AFTER_ALL: Final = 1 << 62
 # Of null arrays: to convert anything, be it nothing, pyarrow loads pandas where it is installed, which takes a while.
 NO_ROWS: Final = pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in WINDOW_ROWS], schema=WINDOW_ROWS)
+TIMED: Final = frozenset({"cumulative", "gauge"})
+"""Kinds whose aggregates depend on the order of their samples."""
 
 
 class Block(NamedTuple):
@@ -90,6 +95,9 @@ class WindowTable:
         self._baselines = state.baselines
         self._series = SeriesIndex(service, config.max_series, state.series, state.admitted)
         self._windows: dict[int, Window] = state.windows or {}
+        self._bands = Bands(config.scale)
+        for known in self._windows.values():
+            known.bands = self._bands if known.scale == config.scale else None
         self._minutes: dict[int, Window] = {}
         """Only `closed` and `dirty` of a minute are used: its content is that of its windows."""
         for start, closed in (state.minutes or {}).items():
@@ -114,9 +122,9 @@ class WindowTable:
         time_us, value = chunk.time_us, chunk.value
         if value.size == 0:
             return Added(0, 0, 0, None)
-        newest_us = int(time_us.max())
-        starts = time_us - time_us % self.config.window_us
-        late = self._late(chunk, starts)
+        newest_us = int(chunk.newest_us.max())
+        first_us = chunk.oldest_us - chunk.oldest_us % self.config.window_us
+        late = self._late(chunk, first_us)
         slots = self._series.slots_of(chunk.table)[chunk.series_index]
         taken = None
         late_samples = beyond = 0
@@ -126,21 +134,26 @@ class WindowTable:
                 taken &= ~late
                 late_samples = int(late.sum())
             beyond = value.size - late_samples - int(taken.sum())
-            starts, slots, time_us, value = starts[taken], slots[taken], time_us[taken], value[taken]
-        for start, which in _split(starts):
-            self._add_to(start, slots[which], time_us[which], value[which], chunk.replayed)
+            which = np.flatnonzero(taken)
+            slots, time_us, value = slots[which], time_us[which], value[which]
+        timed = not chunk.table.kinds.isdisjoint(TIMED)
+        for start, part in _split(time_us, first_us, newest_us, self.config.window_us):
+            self._add_to(start, slots[part], time_us[part] if timed else None, value[part], chunk.replayed)
         self.watermark_us = max(self.watermark_us, newest_us - self.config.disorder_us)
         if chunk.replayed:
             return Added(0, 0, 0, taken)
         return Added(int(value.size), late_samples, beyond, taken)
 
-    def _late(self, chunk: Chunk, starts: Ints) -> NDArray[np.bool_] | None:
-        """(n,) which samples are too late; None: none. Decided by each batch's own watermark: alike on replay."""
+    def _late(self, chunk: Chunk, first_us: int) -> NDArray[np.bool_] | None:
+        """(n,) which samples are too late; None: none. Decided by each batch's own watermark: alike on replay.
+
+        `first_us`: start of the earliest sample's window.
+        """
         config = self.config
         taken_from_us = int(chunk.watermarks_us.max()) - config.lateness_us - config.window_us
-        first_us = int(starts.min())
         if first_us > taken_from_us and first_us >= self._retired_until_us and not chunk.replayed:
             return None
+        starts = chunk.time_us - chunk.time_us % config.window_us
         late = starts < self._retired_until_us  # which is a minute's end
         if chunk.replayed:
             ends = np.cumsum(chunk.lengths).tolist()
@@ -159,13 +172,13 @@ class WindowTable:
         return late if late.any() else None
 
     def _add_to(
-        self, start: int, slots: NDArray[np.int32], time_us: Ints, value: NDArray[np.float64], replayed: bool
+        self, start: int, slots: Slots, time_us: Ints | None, value: NDArray[np.float64], replayed: bool
     ) -> None:
         config = self.config
         window = self._windows.get(start)
         if window is None:
             window = self._windows[start] = Window(
-                config.scale, closed=start + config.window_us <= self.closed_until_us
+                config.scale, closed=start + config.window_us <= self.closed_until_us, bands=self._bands
             )
             minute_start = start - start % config.rollup_us
             if minute_start not in self._minutes:
@@ -175,7 +188,7 @@ class WindowTable:
         if window.closed:
             self._mark_dirty(start, np.unique(slots), replayed)
 
-    def _mark_dirty(self, start: int, slots: NDArray[np.int32], replayed: bool) -> None:
+    def _mark_dirty(self, start: int, slots: Slots, replayed: bool) -> None:
         """The rows of these slots in a closed window, and those that follow from them, are out of date."""
         config = self.config
 
@@ -353,8 +366,9 @@ class WindowTable:
             window.keep(used)
         slot_of = np.cumsum(used) - 1
         for minute in self._minutes.values():
-            minute.dirty = [slot_of[slots[used[slots]]].astype(np.int32) for slots in minute.dirty]
+            minute.dirty = [slot_of[slots[used[slots]]] for slots in minute.dirty]
         self._series.keep(used)
+        self._bands.keep(used)
 
     # -- recovery -----------------------------------------------------------------------------------
 
@@ -383,13 +397,16 @@ class WindowTable:
         return state
 
 
-def _split(starts: Ints) -> Iterator[tuple[int, Any]]:
-    """(window start, which samples) of each window; mostly there is one."""
-    if starts.size == 0:
+def _split(time_us: Ints, first_us: int, newest_us: int, window_us: int) -> Iterator[tuple[int, Any]]:
+    """(window start, which samples) of each window from the one at `first_us` on; mostly there is one."""
+    if time_us.size == 0:
         return
-    first, last = int(starts.min()), int(starts.max())
-    if first == last:
-        yield first, slice(None)
+    if newest_us < first_us + window_us:
+        yield first_us, slice(None)
         return
-    for start in np.unique(starts):
-        yield int(start), starts == start
+    window = (time_us - first_us) // window_us
+    last = (newest_us - first_us) // window_us
+    # Times may be years apart; mostly the windows are next to each other, and counting is faster than sorting.
+    present = np.flatnonzero(np.bincount(window)) if last < time_us.size else np.unique(window)
+    for number in present.tolist():
+        yield first_us + number * window_us, np.flatnonzero(window == number)

@@ -1,28 +1,32 @@
 """One open window: what its samples amount to so far, by slot."""
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tailrace_flows.core.grid import CODE_BIAS, CODE_MASK, Bands, Grid, Run
 from tailrace_flows.core.series import CUMULATIVE, DISTRIBUTION, GAUGE
 from tailrace_flows.core.sketch import CODE_BITS, codes_of, downscale
 
-__all__ = ["Run", "Window", "merge_runs"]
+__all__ = ["Window", "merge_runs", "merge_windows"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Slots = NDArray[np.int32]
 
-Run = tuple[Ints, Ints]
-"""Ascending keys `slot << CODE_BITS | code + CODE_BIAS`, and how often each occurs."""
-
-CODE_BIAS: Final = 1 << (CODE_BITS - 1)
-CODE_MASK: Final = (1 << CODE_BITS) - 1
-PENDING_SAMPLES: Final = 32_768
+PENDING_SAMPLES: Final = 16_384
 """Samples that wait, at least, before they are folded in: numpy's cost a call vanishes in them."""
+PENDING_SAMPLES_A_SLOT: Final = 32
+"""Likewise, for each slot: folding waits for memory, which it then uses several times. 12 bytes a sample."""
 MAX_RUNS: Final = 8
+GRID_SAMPLES: Final = 16
+"""Of a window, for each band: fewer are sorted, since making a grid and reading it costs as much."""
+MAX_GRID_SAMPLES: Final = 1 << 31
+"""A grid's cells have 32 bits."""
+MAX_OUTSIDE: Final = 1 / 16
+"""Share of a window's samples outside the bands from which on they are placed anew."""
 NEVER: Final = np.iinfo(np.int64).min
 
 
@@ -68,19 +72,35 @@ class Window:
     last_time_us: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     last: Floats = field(default_factory=lambda: np.zeros(0))
     runs: list[Run] = field(default_factory=list)
-    points: list[tuple[Slots, Ints, Floats]] = field(default_factory=list)
+    points: list[tuple[Ints, Ints, Floats]] = field(default_factory=list)
     """Slot, time and value of cumulative samples: their differences depend on all of them."""
-    pending: list[tuple[Slots, Ints, Floats]] = field(default_factory=list)
+    pending: list[tuple[Slots, Ints | None, Floats]] = field(default_factory=list)
     pending_samples: int = 0
     closed: bool = False
     dirty: list[Slots] = field(default_factory=list)
     """Slots whose rows were emitted and have changed since."""
+    bands: Bands | None = None
+    """The table's; None: everything is sorted. Not part of a snapshot, like what follows."""
+    grid: Grid | None = None
+    sketched: int = 0
+    """Samples of distributions, and how many of them were outside the bands, since `sketch` was last called."""
+    outside: int = 0
 
-    def add(self, slots: Slots, time_us: Ints, value: Floats, kinds: NDArray[np.int8]) -> None:
-        """Takes samples (n,); `kinds` are those of the table's slots. Folds them in when enough have come."""
+    def __getstate__(self) -> dict[str, Any]:
+        self.sketch()
+        return {name: getattr(self, name) for name in self.__slots__ if name not in _PASSING}
+
+    def __setstate__(self, state: Any) -> None:
+        self.__init__(**(state if isinstance(state, dict) else state[1]))  # type: ignore[misc]
+
+    def add(self, slots: Slots, time_us: Ints | None, value: Floats, kinds: NDArray[np.int8]) -> None:
+        """Takes samples (n,); `kinds` are those of the table's slots. Folds them in when enough have come.
+
+        Times are wanted of gauges and cumulative counters only: None where there are none.
+        """
         self.pending.append((slots, time_us, value))
         self.pending_samples += slots.size
-        if self.pending_samples >= max(PENDING_SAMPLES, 4 * kinds.size):
+        if self.pending_samples >= max(PENDING_SAMPLES, PENDING_SAMPLES_A_SLOT * kinds.size):
             self.fold(kinds)
 
     def fold(self, kinds: NDArray[np.int8]) -> None:
@@ -88,11 +108,11 @@ class Window:
         self._grow(kinds.size)
         if not self.pending:
             return
-        slots, time_us, value = (
-            self.pending[0]
-            if len(self.pending) == 1
-            else tuple(np.concatenate(column) for column in zip(*self.pending, strict=True))
-        )
+        slots = _joined([one[0] for one in self.pending]).astype(np.int64)
+        value = _joined([one[2] for one in self.pending])
+        # A part without times has no sample whose time matters.
+        timed = any(one[1] is not None for one in self.pending)
+        time_us = _joined([one[1] if one[1] is not None else one[0] for one in self.pending]) if timed else slots
         self.pending.clear()
         self.pending_samples = 0
         self.count += np.bincount(slots, minlength=kinds.size)
@@ -114,16 +134,32 @@ class Window:
             elif chosen.any():
                 fold(slots[chosen], time_us[chosen], value[chosen])
 
-    def _fold_sketch(self, slots: Slots, time_us: Ints, value: Floats) -> None:
-        keys = codes_of(value, self.scale)
+    def _fold_sketch(self, slots: Ints, time_us: Ints, value: Floats) -> None:
+        codes = codes_of(value, self.scale)
+        self.sketched += codes.size
+        bands = self.bands
+        if bands is not None:
+            if self.grid is None and not self.closed and self.sketched >= GRID_SAMPLES * bands.known > 0:
+                self.grid = Grid(bands)
+            if self.grid is not None:
+                outside = self.grid.add(slots, codes, self.count.size)
+                if self.grid.samples > MAX_GRID_SAMPLES:
+                    self.sketch()
+                if outside is None:
+                    return
+                slots, codes = slots[outside], codes[outside]
+        self.outside += codes.size
+        keys = codes
         keys += CODE_BIAS
-        keys |= slots.astype(np.int64) << CODE_BITS
+        keys |= slots << CODE_BITS
         keys.sort()
         self.runs.append(count_sorted(keys))
+        if bands is not None and not bands.known:
+            bands.learn(self.runs[-1])
         if len(self.runs) > MAX_RUNS:
             self.runs = [merge_runs(self.runs)]
 
-    def _fold_last(self, slots: Slots, time_us: Ints, value: Floats) -> None:
+    def _fold_last(self, slots: Ints, time_us: Ints, value: Floats) -> None:
         before = self.last_time_us[slots]
         np.maximum.at(self.last_time_us, slots, time_us)
         now = self.last_time_us[slots]
@@ -131,15 +167,21 @@ class Window:
         newest = time_us == now  # of equal times the larger value
         np.maximum.at(self.last, slots[newest], value[newest])
 
-    def _fold_points(self, slots: Slots, time_us: Ints, value: Floats) -> None:
+    def _fold_points(self, slots: Ints, time_us: Ints, value: Floats) -> None:
         self.points.append((slots, time_us, value))
 
     def sketch(self) -> Run:
-        """All buckets as one run."""
+        """All buckets as one run. The bands learn from it, if too much was outside."""
+        if self.grid is not None:
+            self.runs.append(self.grid.run())
+            self.grid = None
         self.runs = [merge_runs(self.runs)]
+        if self.bands is not None and self.outside > self.sketched * MAX_OUTSIDE:
+            self.bands.learn(self.runs[0])
+        self.sketched = self.outside = 0
         return self.runs[0]
 
-    def sorted_points(self) -> tuple[Slots, Ints, Floats]:
+    def sorted_points(self) -> tuple[Ints, Ints, Floats]:
         """Cumulative points by slot, time, value; sorted once for each change."""
         if len(self.points) > 1:
             slots, time_us, value = (np.concatenate(column) for column in zip(*self.points, strict=True))
@@ -149,7 +191,7 @@ class Window:
             slots, time_us, value = self.points[0]
             order = np.lexsort((value, time_us, slots))
             self.points = [(slots[order], time_us[order], value[order])]
-        return self.points[0] if self.points else (np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0))
+        return self.points[0] if self.points else (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
 
     def _grow(self, size: int) -> None:
         more = size - self.count.size
@@ -163,16 +205,23 @@ class Window:
 
     def keep(self, used: NDArray[np.bool_]) -> None:
         """Drops the slots that are not `used`; folded windows only."""
+        self.sketch()
         self.count, self.sum = self.count[used], self.sum[used]
         self.min, self.max = self.min[used], self.max[used]
         self.last_time_us, self.last = self.last_time_us[used], self.last[used]
-        slot_of = (np.cumsum(used) - 1).astype(np.int32)
+        slot_of = np.cumsum(used) - 1
         self.runs = [
-            ((slot_of[keys >> CODE_BITS].astype(np.int64) << CODE_BITS) | (keys & CODE_MASK), counts)
-            for keys, counts in self.runs
+            ((slot_of[keys >> CODE_BITS] << CODE_BITS) | (keys & CODE_MASK), counts) for keys, counts in self.runs
         ]
         self.points = [(slot_of[slots], time_us, value) for slots, time_us, value in self.points]
         self.dirty = [slot_of[slots[used[slots]]] for slots in self.dirty]
+
+
+_PASSING: Final = frozenset({"bands", "grid", "sketched", "outside"})
+
+
+def _joined(parts: list[Any]) -> Any:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _coarser(run: Run, by: int) -> Run:
