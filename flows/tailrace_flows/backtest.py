@@ -2,7 +2,7 @@
 
 Samples that are all at hand need no watermarks: they are sorted, and windowed a stretch of time at once by the
 aggregates of the core, which gives the rows that the window flow gives when nothing is late. From there on it is the
-dataflow's `Evaluator`, all of its keys, with event time for wall time. Nothing here knows Kafka, ClickHouse or files.
+dataflow's `Evaluator`, one for all keys, with event time for wall time. Nothing here knows Kafka, ClickHouse or files.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from tailrace_schemas.config import ConfigModel
 from tailrace_schemas.rows import WindowRows
 from tailrace_schemas.samples import Series
 
-from tailrace_flows.core.alerting.evaluator import EVALUATORS, GAP_US, Evaluator
+from tailrace_flows.core.alerting.evaluator import GAP_US, Evaluator
 from tailrace_flows.core.alerting.store import STEP_US, Keep
 from tailrace_flows.core.alerting.units import plan
 from tailrace_flows.core.chunk import UNKNOWN_US
@@ -163,23 +163,19 @@ class Step(NamedTuple):
 
 
 class Backtest:
-    """The evaluators of a configuration, all keys, on virtual time. Deterministic. Feed it in the order of time."""
+    """The evaluator of a configuration, for all keys, on virtual time. Deterministic. Feed it in the order of time."""
 
     def __init__(self, config: Mapping[str, ConfigModel]) -> None:
-        every = (
-            Evaluator(number, partial(plan, PARTS), config, UNKNOWN_US, live=False) for number in range(EVALUATORS)
-        )
-        self._evaluators = [one for one in every if one.units]
+        self._evaluator = Evaluator(None, partial(plan, PARTS), config, UNKNOWN_US, live=False)
         self._judged_us: int | None = None
 
     @property
     def keep(self) -> dict[str, Keep]:
         """The metrics that are looked at, and how far back."""
         found: dict[str, Keep] = {}
-        for evaluator in self._evaluators:
-            for unit in evaluator.units.values():
-                for metric, keep in unit.keep.items():
-                    found[metric] = Keep(*map(max, found.get(metric, Keep(0)), keep))
+        for unit in self._evaluator.units.values():
+            for metric, keep in unit.keep.items():
+                found[metric] = Keep(*map(max, found.get(metric, Keep(0)), keep))
         return found
 
     def feed(self, rows: Any) -> Iterator[Step]:
@@ -197,7 +193,6 @@ class Backtest:
         if first_us - self._judged_us > GAP_US:
             yield from self._advance(rows.slice(0, 0), first_us - STEP_US)
         at = 0
-        # The first step alone: an evaluator whose metrics come later begins with it too.
         until_us = first_us
         while at < rows.num_rows:
             end = int(np.searchsorted(end_us, until_us, side="right"))
@@ -208,7 +203,7 @@ class Backtest:
         """Takes rows, and judges every step up to that time; at most GAP_US further than before, or it is one step."""
         self._judged_us = until_us
         block = WindowRows("", "", STEP_US // 1_000_000, until_us, rows)
-        events = [event for one in self._evaluators for event in one.on_rows(block, until_us).events]
+        events = self._evaluator.on_rows(block, until_us).events
         return sorted(filter(None, map(_step, events)), key=lambda step: step[:3])
 
 

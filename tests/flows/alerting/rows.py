@@ -2,13 +2,15 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from math import ceil, isnan, nan
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+from tailrace_flows.core.alerting.evaluator import Moment
+from tailrace_flows.core.alerting.store import WindowStore
 from tailrace_flows.core.series import series_id
 from tailrace_schemas.alerts import Labels
 from tailrace_schemas.config import load
@@ -18,7 +20,7 @@ from tailrace_schemas.samples import Series
 
 from tests.flows.oracle import exact_code
 
-__all__ = ["Row", "S", "batch_of", "group_of", "latest", "series_labels", "slow_values"]
+__all__ = ["Row", "S", "batch_of", "group_of", "latest", "moment", "series_labels", "slow_values"]
 
 S = 1_000_000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -79,6 +81,16 @@ class Row(NamedTuple):
 def batch_of(rows: Iterable[Row]) -> Any:
     """A record batch."""
     return pa.RecordBatch.from_pylist([row.columns() for row in rows], WINDOW_ROWS)
+
+
+def moment(
+    store: WindowStore,
+    end_s: int,
+    changed: Iterable[tuple[str, int]] = (),
+    tally: Callable[..., None] = lambda _name, _value=1: None,
+) -> Moment:
+    """A time at which a unit is judged alone."""
+    return Moment(store, end_s * S, end_s * S, sorted(changed), tally)
 
 
 def group_of(text: str) -> RuleGroup:

@@ -21,7 +21,7 @@ from tailrace_schemas.config.anomaly import DetectorSpec
 from tailrace_schemas.rows import ANOMALIES
 from tailrace_schemas.samples import Series
 
-from tests.flows.alerting.rows import Row, S, batch_of, group_of
+from tests.flows.alerting.rows import Row, S, batch_of, group_of, moment
 
 START_S = 1_700_000_400
 SPEC = """
@@ -52,7 +52,7 @@ class World:
         ]
         if rows:
             self.store.add("", batch_of(rows))
-        found = self.unit.judge(self.store, (START_S + end_s) * S, (), self._count)
+        found = self.unit.judge(moment(self.store, START_S + end_s, tally=self._count))
         self.store.forget((START_S + end_s) * S)
         return found
 
@@ -230,7 +230,7 @@ detectors:
         if rows:
             store.add("", batch_of(rows))
         for unit in units:
-            rows_found = unit.judge(store, end_s * S, (), lambda *_: None).rows.get("anomaly_rows", [])
+            rows_found = unit.judge(moment(store, end_s)).rows.get("anomaly_rows", [])
             found[unit.spec.name] += [row for row in rows_found if row["flag"]]
     (errors,), (traffic,) = found["errors"], found["traffic"]
     assert (errors["window_end"], errors["metric"]) == (START_S + 1210, "failed / all")

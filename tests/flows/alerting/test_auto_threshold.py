@@ -17,7 +17,7 @@ from tailrace_schemas.config import ConfigError, load
 from tailrace_schemas.rows import BASELINES
 from tailrace_schemas.samples import Series
 
-from tests.flows.alerting.rows import Row, S, batch_of, group_of
+from tests.flows.alerting.rows import Row, S, batch_of, group_of, moment
 
 START_S = 1_700_000_400
 RULE = """
@@ -46,7 +46,7 @@ class World:
         end_s = START_S + 10 * self.windows
         rows = [Row("web", Series("cpu", "gauge", "1", (("host", host),)), end_s, (v,)) for host, v in values.items()]
         self.store.add("", batch_of(rows))
-        found = self.unit.judge(self.store, end_s * S, (), lambda *_: None)
+        found = self.unit.judge(moment(self.store, end_s))
         self.store.forget(end_s * S)
         self.baselines |= {dict(row["labels"])["host"]: row for row in found.rows.get("baseline_rows", [])}
         return found

@@ -12,7 +12,7 @@ from tailrace_schemas.config import ConfigModel, load, record_of
 from tailrace_schemas.rows import HEALTH, SLO_STATUS
 from tailrace_schemas.samples import Series
 
-from tests.flows.alerting.rows import Row, S, batch_of
+from tests.flows.alerting.rows import Row, S, batch_of, moment
 
 REQUESTS = Series("requests", "counter")
 FAILED = Series("failed", "counter")
@@ -37,10 +37,6 @@ def config_of(text: str) -> dict[str, ConfigModel]:
     return {record_of(item).key: item.model for item in load([("config.yaml", text)]).items}
 
 
-def count(_name: str, _value: int = 1) -> None:
-    pass
-
-
 class Judge:
     """Gives a unit the rows of each window, and keeps what it finds."""
 
@@ -52,7 +48,7 @@ class Judge:
     def window(self, end_s: int, *values: tuple[Series, float]) -> Findings:
         rows = batch_of([Row("web", series, end_s, (value,)) for series, value in values])
         changed = self.store.add("", rows)
-        self.found.append(self.unit.judge(self.store, end_s * S, changed, count))
+        self.found.append(self.unit.judge(moment(self.store, end_s, changed)))
         return self.found[-1]
 
     def events(self) -> list[tuple[str, int, str]]:
@@ -139,5 +135,5 @@ groups:
     store = WindowStore(unit.keep)
     rows = [Row("web", Series("load", "gauge", "", (("user", str(number)),)), 10, (1.0,)) for number in range(5)]
     counted: dict[str, int] = {}
-    unit.judge(store, 10 * S, store.add("", batch_of(rows)), counted.__setitem__)
+    unit.judge(moment(store, 10, store.add("", batch_of(rows)), counted.__setitem__))
     assert counted == {"rule_evaluations": 1, "alerts_refused.shop/Wide": 3}

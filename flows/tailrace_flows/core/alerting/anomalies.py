@@ -11,7 +11,7 @@ from tailrace_schemas.alerts import Labels
 from tailrace_schemas.config.anomaly import DetectorSpec
 
 from tailrace_flows.core.alerting.baselines import Baseline, Baselines
-from tailrace_flows.core.alerting.rules import KNOWN_US, Comparison, Selectors, keep_by_metric
+from tailrace_flows.core.alerting.rules import Comparison, Selectors, keep_by_metric
 from tailrace_flows.core.alerting.store import Keep, WindowStore
 from tailrace_flows.core.anomaly import AnomalyConfig, Direction
 
@@ -47,7 +47,7 @@ class Anomalies:
         question = spec.question()
         by = tuple(sorted(question.label_names()))
         self.interval_us = round(spec.interval_s * 1_000_000)
-        self._comparison = Comparison(question, by, KNOWN_US + self.interval_us, Selectors())
+        self._comparison = Comparison(question, by, self.interval_us, Selectors())
         self.keep: Mapping[str, Keep] = keep_by_metric(self._comparison.keep())
         config = AnomalyConfig(
             direction=Direction(spec.direction),
@@ -71,7 +71,8 @@ class Anomalies:
 
         Costs a rule's evaluation, 1 us a label set and 10 us for each that has warmed up.
         """
-        sets, value, *_ = self._comparison.evaluate(store, t_us)
+        found, number = self._comparison.evaluate(store, t_us)
+        sets, value = found.sets, found.value[number]
         measured = np.flatnonzero(np.isfinite(value))
         slots = self._baselines.place(t_us, sets, measured)
         measured = measured[slots >= 0]

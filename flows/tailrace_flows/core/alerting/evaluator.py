@@ -55,6 +55,19 @@ class Findings(NamedTuple):
         return bool(self.events or self.rows or self.counters is not None or self.blocks)
 
 
+class Moment(NamedTuple):
+    """What a unit judges by."""
+
+    store: WindowStore
+    t_us: int
+    until_us: int
+    """It will be judged at all multiples of its interval up to here, before the rows change."""
+    changed: Sequence[tuple[str, int]]
+    """The (metric, window end) of its metrics whose rows are new or revised since the last time."""
+    tally: Callable[..., None]
+    """`tally(name, n)` counts what was done."""
+
+
 class Unit(Protocol):
     """What is judged. Its methods are called in event time."""
 
@@ -66,13 +79,12 @@ class Unit(Protocol):
     def keep(self) -> Mapping[str, Keep]:
         """Which metrics it looks at, and how far back."""
 
-    def judge(
-        self, store: WindowStore, t_us: int, changed: Iterable[tuple[str, int]], count: Callable[..., None]
-    ) -> Findings:
-        """Judges at `t_us`; `changed` are the (metric, window end) whose rows are new or revised since the last time.
+    @property
+    def by_change(self) -> bool:
+        """Whether it wants to know which rows changed."""
 
-        `count(name, n)` counts what was done.
-        """
+    def judge(self, now: Moment) -> Findings:
+        """Judges at a time later than before."""
 
     def command(self, command: Command) -> list[AlertEvent] | None:
         """What a command brings about; None: it is about no alert of this unit."""
@@ -102,9 +114,18 @@ class _Slot:
     unit: Unit
     changed: set[tuple[str, int]] = field(default_factory=set)
 
+    def take(self, t_us: int) -> Sequence[tuple[str, int]]:
+        """What changed of windows up to a time, in order; it is no longer here then."""
+        if not self.changed:
+            return ()
+        found = sorted(one for one in self.changed if one[1] <= t_us)
+        self.changed.difference_update(found)
+        return found
+
 
 class Evaluator:
-    """See the module. `plan` says which units a configuration asks for, by key.
+    """See the module. `number`: which key it is; None: it judges all units. `plan` says which units a configuration
+    asks for, by key.
 
     Raises:
         ValueError: the state was written by another version of this format.
@@ -112,7 +133,7 @@ class Evaluator:
 
     def __init__(
         self,
-        number: int,
+        number: int | None,
         plan: Callable[[Mapping[str, ConfigModel]], Mapping[str, Plan]],
         config: Mapping[str, ConfigModel],
         now_us: int,
@@ -201,8 +222,9 @@ class Evaluator:
         if block.window_seconds * 1_000_000 == STEP_US:
             changed = self._store.add(block.stream, block.rows)
             for slot in self._slots.values():
-                keep = slot.unit.keep
-                slot.changed.update(one for one in changed if one[0] in keep)
+                if slot.unit.by_change:
+                    keep = slot.unit.keep
+                    slot.changed.update(one for one in changed if one[0] in keep)
             if self._judged_us is None and changed:
                 self._judged_us = min(end_us for _, end_us in changed) - STEP_US  # the first that there is
         if block.watermark_us > UNKNOWN_US:
@@ -214,22 +236,23 @@ class Evaluator:
         events: list[AlertEvent] = []
         rows: dict[str, list[dict[str, Any]]] = {}
         blocks: list[WindowRows] = []
-        for t_us in self._due(now_us):
-            if DELAY in self._store.keep and t_us >= self._delays_from_us:
-                self._store.add("", _delay_row(t_us, (now_us - t_us) / 1e6))
-            for key in sorted(self._slots):
-                slot = self._slots[key]
+        due = self._due(now_us)
+        if DELAY in self._store.keep:
+            for t_us in due:
+                if t_us >= self._delays_from_us:
+                    self._store.add("", _delay_row(t_us, (now_us - t_us) / 1e6))
+        for t_us in due:
+            for slot in self._slots.values():
                 if t_us % slot.unit.interval_us:
                     continue
-                now_known = {one for one in slot.changed if one[1] <= t_us}
-                slot.changed -= now_known
-                found = slot.unit.judge(self._store, t_us, sorted(now_known), self._count)
+                found = slot.unit.judge(Moment(self._store, t_us, due[-1], slot.take(t_us), self._count))
                 events += found.events
                 blocks += found.blocks
                 for table, more in found.rows.items():
                     rows.setdefault(table, []).extend(more)
             self._judged_us = t_us
-            self._store.forget(t_us)
+        if due:
+            self._store.forget(due[-1])
         return self._answer(events, rows, now_us)._replace(blocks=blocks)
 
     def next_us(self, now_us: int) -> int:
@@ -249,14 +272,14 @@ class Evaluator:
 
     # --------------------------------------------------------------------------------------------------
 
-    def _due(self, now_us: int) -> Iterable[int]:
+    def _due(self, now_us: int) -> range:
         """The multiples of a step that can be judged now; after a gap only its end."""
         reached_us = self._clock.advance(now_us)
         if reached_us is None or not self._slots:
-            return ()
+            return range(0)
         last_us = reached_us - reached_us % STEP_US
         if self._judged_us is None or last_us - self._judged_us > GAP_US:
-            return (last_us,) if self._judged_us is None or last_us > self._judged_us else ()
+            return range(last_us, last_us + (self._judged_us is None or last_us > self._judged_us))
         return range(self._judged_us - self._judged_us % STEP_US + STEP_US, last_us + 1, STEP_US)
 
     def _configure(
@@ -264,7 +287,11 @@ class Evaluator:
     ) -> list[AlertEvent]:
         """Builds what is new or changed, and closes what is no longer wanted. `kept`: units of before a restart."""
         self._config = dict(config)
-        plans = {key: one for key, one in self._plan(config).items() if crc32(key.encode()) % EVALUATORS == self.number}
+        plans = {
+            key: one
+            for key, one in self._plan(config).items()
+            if self.number is None or crc32(key.encode()) % EVALUATORS == self.number
+        }
         events: list[AlertEvent] = []
         for key in [key for key in self._slots if key not in plans]:
             events += self._slots.pop(key).unit.close(self._now_us(), _GONE)
@@ -277,6 +304,7 @@ class Evaluator:
             if slot is not None:
                 events += slot.unit.close(self._now_us(), _GONE, unit)
             self._slots[key] = _Slot(plan.signature, unit, changed)
+        self._slots = dict(sorted(self._slots.items()))  # in which they are judged
         self._store.keep = _widest(slot.unit.keep for slot in self._slots.values())
         return events
 

@@ -36,6 +36,11 @@ Changed = Iterable[tuple[str, int]]
 """What `WindowStore.add` returns: (metric, window end in microseconds)."""
 
 
+def _at(t_us: int) -> range:
+    """The one time."""
+    return range(t_us, t_us + 1, STEP_US)
+
+
 def _where(service: str, where: dict[str, str]) -> list[Matcher]:
     """The matchers, and the service unless they name one."""
     named = [] if "service" in where else [Matcher("service", "=", service)]
@@ -60,7 +65,7 @@ class _Events:
 
 
 def _single(selector: Selector, store: WindowStore, how: Aggregate, end_us: int) -> float | None:
-    values = selector.aggregate(store, how, end_us - STEP_US, end_us)
+    values = selector.aggregate(store, how, STEP_US, _at(end_us))[0]
     return float(values[0]) if values.size and not isnan(values[0]) else None
 
 
@@ -143,7 +148,7 @@ class HealthInput:
                 health.put(end_us, check, result)
         for check, selector in self._beats:
             for end_us in by_metric.get(selector.metric, ()):
-                if selector.present(store, end_us - STEP_US, end_us).any():
+                if selector.present(store, STEP_US, _at(end_us)).any():
                     health.beat(end_us, check)
 
     def _results(self, store: WindowStore, end_us: int) -> dict[str, CheckResult]:
@@ -151,7 +156,7 @@ class HealthInput:
         groups = self._runs.groups(store)
         times = self._response_times(store, end_us)
         found: dict[str, CheckResult] = {}
-        counts = self._runs.aggregate(store, _INCREASE, end_us - STEP_US, end_us)
+        counts = self._runs.aggregate(store, _INCREASE, STEP_US, _at(end_us))[0]
         for number in (counts > 0).nonzero()[0].tolist():
             labels = dict(groups.labels(number))
             name, status = labels.get(_NAME, ""), labels.get(_STATUS, "")
@@ -163,7 +168,7 @@ class HealthInput:
 
     def _response_times(self, store: WindowStore, end_us: int) -> dict[str, float]:
         groups = self._durations.groups(store)
-        values = self._durations.aggregate(store, _MAX, end_us - STEP_US, end_us)
+        values = self._durations.aggregate(store, _MAX, STEP_US, _at(end_us))[0]
         return {
             dict(groups.labels(number)).get(_NAME, ""): float(value)
             for number, value in enumerate(values.tolist())

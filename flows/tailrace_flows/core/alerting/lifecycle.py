@@ -37,6 +37,7 @@ from tailrace_schemas.alerts import (
     alert_id,
     event_id,
     time_of,
+    us_of,
 )
 
 __all__ = ["AlertSpec", "RuleAlerts", "describe"]
@@ -140,8 +141,8 @@ class RuleAlerts:
         self._instances: dict[Labels, _Instance] = {}
         self._lives: dict[str, _Life] = {}
         """By alert id: all that are active or acknowledged, and the last ones resolved."""
-        self._resolved: deque[str] = deque()
-        """The ids of those, oldest first."""
+        self._resolved: deque[tuple[int, str]] = deque()
+        """When those were, and their ids, oldest first."""
         self.refused = 0
         """Label sets that the last evaluation did not take, since the rule has MAX_ALERTS."""
         if state is not None:
@@ -175,7 +176,8 @@ class RuleAlerts:
         elapsed_us = 0 if self._last_us is None else t_us - self._last_us
         self._last_us = t_us
         self.refused = 0
-        self._forget(t_us)
+        if self._resolved:
+            self._forget(t_us)
         if not breached and not self._instances:
             return []
         events = []
@@ -269,7 +271,7 @@ class RuleAlerts:
         instance.quenched = by is not None
         if not instance.quenched:
             del self._instances[life.labels]
-        self._resolved.append(alert.id)
+        self._resolved.append((t_us, alert.id))
         return self._next(life, alert.model_copy(update=changes), Transition.RESOLVED, cause, t_us, reason)
 
     def _current(self, life: _Life, instance: _Instance) -> Alert:
@@ -289,12 +291,10 @@ class RuleAlerts:
 
     def _forget(self, t_us: int) -> None:
         """Drops resolved alerts that are old or too many."""
-        while self._resolved:
-            resolved_at = self._lives[self._resolved[0]].alert.resolved_at
-            assert resolved_at is not None
-            if len(self._resolved) <= RESOLVED_KEPT and resolved_at > time_of(t_us - RESOLVED_KEPT_US):
-                return
-            del self._lives[self._resolved.popleft()]
+        while self._resolved and (
+            len(self._resolved) > RESOLVED_KEPT or self._resolved[0][0] <= t_us - RESOLVED_KEPT_US
+        ):
+            del self._lives[self._resolved.popleft()[1]]
 
     # -- commands --------------------------------------------------------------------------------------
 
@@ -348,6 +348,10 @@ class RuleAlerts:
         """Those that are active or acknowledged, with the values of the last evaluation."""
         return [self._current(one.life, one) for _, one in sorted(self._instances.items()) if one.life is not None]
 
+    def __bool__(self) -> bool:
+        """Whether there is any label set in `held`."""
+        return bool(self._instances)
+
     def held(self) -> list[Labels]:
         """The label sets that are pending, active or acknowledged, or were resolved by command and hold still."""
         return list(self._instances)
@@ -378,7 +382,7 @@ class RuleAlerts:
         lives = [
             (one.labels, one.event.model_dump_json(), one.sequence, tuple(one.commands)) for one in self._lives.values()
         ]
-        return (STATE_VERSION, self._last_us, instances, lives, tuple(self._resolved))
+        return (STATE_VERSION, self._last_us, instances, lives, tuple(alert for _, alert in self._resolved))
 
     def _restore(self, state: Any) -> None:
         version, *contents = state
@@ -393,7 +397,10 @@ class RuleAlerts:
         for labels, active_at_us, value, paused_us, absent_us, alert, quenched in instances:
             found = None if alert is None else self._lives[alert]
             self._instances[labels] = _Instance(active_at_us, value, paused_us, absent_us, found, quenched)
-        self._resolved.extend(resolved)
+        for alert in resolved:
+            resolved_at = self._lives[alert].alert.resolved_at
+            assert resolved_at is not None
+            self._resolved.append((us_of(resolved_at), alert))
 
 
 def _event(

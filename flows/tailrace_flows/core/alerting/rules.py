@@ -10,9 +10,9 @@ query that has no series at all for labels that another query of the rule has. A
 window is no data, as is a division of 0 by 0; the rule's no-data policy then decides.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import nan
-from typing import Any, Final
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,15 +25,20 @@ from tailrace_schemas.samples import KINDS
 
 from tailrace_flows.core.alerting.baselines import AutoThreshold
 from tailrace_flows.core.alerting.lifecycle import AlertSpec, RuleAlerts
-from tailrace_flows.core.alerting.select import LabelSets, Selector, joined
+from tailrace_flows.core.alerting.select import Groups, LabelSets, Selector, joined
 from tailrace_flows.core.alerting.store import Keep, WindowStore
 
 __all__ = ["AlertGroup", "AlertRule", "Comparison", "Selectors", "keep_by_metric", "keep_of"]
 
 _LEARNED: Final = {"metric", "aggregate", "kind", "queries", "value", "window_s", "where", "by", "op"}
 """Keys of a rule with `threshold: auto` whose change means that what was learned is of something else."""
+Found = TypeVar("Found")
+
 KNOWN_US: Final = 300_000_000
 """A label set is known to a rule for so long, and an interval, after the last row in its window."""
+
+CELLS: Final = 1 << 17
+"""So many values are worked out at once, ahead of time: they fit into a cache."""
 
 _COMPARE: Final[Mapping[Operator, np.ufunc]] = {
     Operator.GT: np.greater,
@@ -74,30 +79,89 @@ class _Query:
         self.selector = selectors.get(query.metric, where, by, kinds)
         self.additive = query.aggregate.how in ADDITIVE
 
-    def values(self, store: WindowStore, t_us: int, known_us: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """The value of each group, NaN without data, and which groups are known."""
-        after_us = t_us - self.window_us
+    def values(self, store: WindowStore, times: range, known_us: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Times by groups: the values, NaN without data, and whether a group is known."""
         groups = self.selector.groups(store)
-        found = self.selector.aggregate(store, self.aggregate, after_us, t_us)
+        found = self.selector.aggregate(store, self.aggregate, self.window_us, times)
         missing = np.isnan(found)
         if not missing.any():
             return found, ~missing
-        members = self.selector.present(store, after_us - known_us, t_us)
+        members = self.selector.present(store, self.window_us + known_us, times)
         if self.additive:
-            found[missing & groups.any(members & groups.delta)] = 0
-        return found, groups.any(members)
+            found[missing & groups.reduce(np.logical_or, members & groups.delta)] = 0
+        return found, groups.reduce(np.logical_or, members)
+
+
+class Compared(NamedTuple):
+    """What a comparison finds at some times: times by label sets."""
+
+    sets: LabelSets
+    value: NDArray[np.float64]
+    """NaN: no data."""
+    past: NDArray[np.bool_]
+    """Past the threshold."""
+    holds: NDArray[np.bool_]
+    """Past the clear threshold."""
+    known: NDArray[np.bool_]
+    further: NDArray[np.bool_] | None
+    """Of which the further conditions are true; None: there are none."""
+    some_past: list[bool]
+    """By time, whether any is past the threshold."""
+    some_missing: list[bool]
+    """By time, whether any that is known has no data."""
+
+
+class _Absences(NamedTuple):
+    """What there is at some times: times by groups."""
+
+    groups: Groups
+    there: NDArray[np.bool_]
+    """Which have rows."""
+    gone: NDArray[np.bool_]
+    """Which have none, but had some until lately."""
+    some: list[bool]
+    """By time, whether any has rows."""
+    some_gone: list[bool]
+
+
+class _Ahead(Generic[Found]):
+    """What is found at times ahead at which the same rows will be looked at, worked out together.
+
+    To ask for 60 times at once costs little more than to ask for one of them.
+    """
+
+    def __init__(
+        self, interval_us: int, find: Callable[[WindowStore, range], Found], size: Callable[[WindowStore], int]
+    ) -> None:
+        """`find` gives what there is at some times; `size` is how many series are looked at for each of them."""
+        self._interval_us = interval_us
+        self._find, self._size = find, size
+        self._store: WindowStore | None = None
+        self._changes = 0
+        self._times = range(0)
+        self._found: Found | None = None
+
+    def at(self, store: WindowStore, t_us: int, until_us: int) -> tuple[Found, int]:
+        """What `find` gives of some times up to `until_us`, and the place of `t_us` among them."""
+        if store is not self._store or store.changes != self._changes or t_us not in self._times or self._found is None:
+            coming = range(t_us, max(t_us, until_us) + 1, self._interval_us)
+            self._times = coming[: max(1, CELLS // max(1, self._size(store)))]
+            self._found = self._find(store, self._times)
+            self._store, self._changes = store, store.changes
+        return self._found, (t_us - self._times.start) // self._interval_us
 
 
 class Comparison:
     """The comparison part of a rule: for each label set a value, and which conditions hold."""
 
-    def __init__(self, rule: Rule, by: tuple[str, ...], known_us: int, selectors: Selectors) -> None:
+    def __init__(self, rule: Rule, by: tuple[str, ...], interval_us: int, selectors: Selectors) -> None:
         assert rule.comparison is not None
         assert rule.threshold is not None
+        self._ahead = _Ahead(interval_us, self._at, self._size)
         self._queries = {name: _Query(query, rule, by, selectors) for name, query in rule.all_queries().items()}
-        self._known_us = known_us
+        self._known_us = KNOWN_US + interval_us
         self._expression = rule.expression()
-        self._compare, self._clear = _COMPARE[rule.comparison], rule.clear_threshold
+        self._compare, self.clear = _COMPARE[rule.comparison], rule.clear_threshold
         self._threshold = nan if rule.threshold == AUTO else rule.threshold
         self._also = [(Expression(one.value), _COMPARE[one.op], one.threshold) for one in rule.also]
         self._joined: tuple[tuple[LabelSets, ...], LabelSets, list[NDArray[np.int64]]] | None = None
@@ -108,32 +172,40 @@ class Comparison:
             sketched = KINDS_OF.get(query.aggregate.how) == frozenset({"distribution"})
             yield query.selector.metric, Keep(query.window_us + self._known_us, query.window_us if sketched else 0)
 
-    def evaluate(
-        self, store: WindowStore, t_us: int, auto: AutoThreshold | None = None
-    ) -> tuple[
-        LabelSets,
-        NDArray[np.float64],
-        NDArray[np.bool_],
-        NDArray[np.bool_],
-        NDArray[np.bool_],
-        float | NDArray[np.float64],
-    ]:
-        """Label sets; their values (NaN: no data); which are past the threshold, which hold, which are known; the
-        threshold, of each if it is `auto`, which then learns the values."""
+    def evaluate(self, store: WindowStore, t_us: int, until_us: int = 0) -> tuple[Compared, int]:
+        """What is found at some times, and the place of `t_us` among them. Where the caller will ask again at times up
+        to `until_us`, a multiple of the interval apart, these are worked out together, as long as the store stays as it
+        is."""
+        return self._ahead.at(store, t_us, until_us)
+
+    def _at(self, store: WindowStore, times: range) -> Compared:
         sets, places = self._join(store)
-        values, known = self._values(store, t_us, sets, places)
+        values, known = self._values(store, times, sets, places)
+        shape = known.shape
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            value = _full(self._expression.evaluate(values), len(sets))
-            further = np.ones(len(sets), np.bool_)
-            for expression, compare, limit in self._also:
-                other = _full(expression.evaluate(values), len(sets))
+            value = _full(self._expression.evaluate(values), shape)
+            further = None
+            for expression, compare, threshold in self._also:
+                other = _full(expression.evaluate(values), shape)
                 value = np.where(np.isnan(other), nan, value)
-                further &= compare(other, limit)
-        measured = ~np.isnan(value)
-        threshold: float | NDArray[np.float64] = self._threshold if auto is None else auto.limits(t_us, sets, value)
-        past = measured & further & self._compare(value, threshold)
-        holds = past if self._clear is None else measured & further & self._compare(value, self._clear)
-        return sets, value, past, holds, known, threshold
+                also = compare(other, threshold)
+                further = also if further is None else further & also
+            past = self.past(self._threshold, value, further)
+            holds = past if self.clear is None else self.past(self.clear, value, further)
+        missing = _some(known & np.isnan(value))
+        return Compared(sets, value, past, holds, known, further, _some(past), missing)
+
+    def past(
+        self, threshold: float | NDArray[np.float64], value: NDArray[np.float64], further: NDArray[np.bool_] | None
+    ) -> NDArray[np.bool_]:
+        """Which values are past a threshold, and have the further conditions true."""
+        found: NDArray[np.bool_] = self._compare(value, threshold)
+        if self._compare is np.not_equal:
+            found &= ~np.isnan(value)
+        return found if further is None else found & further
+
+    def _size(self, store: WindowStore) -> int:
+        return sum(query.selector.groups(store).members.size for query in self._queries.values())
 
     def _join(self, store: WindowStore) -> tuple[LabelSets, list[NDArray[np.int64]]]:
         groups = tuple(query.selector.groups(store) for query in self._queries.values())
@@ -144,21 +216,22 @@ class Comparison:
         return self._joined[1:]
 
     def _values(
-        self, store: WindowStore, t_us: int, sets: LabelSets, places: list[NDArray[np.int64]]
+        self, store: WindowStore, times: range, sets: LabelSets, places: list[NDArray[np.int64]]
     ) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.bool_]]:
-        """The values of each query by label set, and which sets some query knows."""
+        """Times by label sets: the values of each query, and which sets some query knows."""
         values: dict[str, NDArray[np.float64]] = {}
         known_to: dict[str, NDArray[np.bool_]] = {}
+        shape = (len(times), len(sets))
         for (name, query), place in zip(self._queries.items(), places, strict=True):
-            of_groups, known_groups = query.values(store, t_us, self._known_us)
+            of_groups, known_groups = query.values(store, times, self._known_us)
             if len(self._queries) == 1:
                 return {name: of_groups}, known_groups
-            values[name] = np.full(len(sets), nan)
-            values[name][place] = of_groups
-            known_to[name] = np.zeros(len(sets), np.bool_)
-            known_to[name][place] = known_groups
-        measured = np.zeros(len(sets), np.bool_)
-        known = np.zeros(len(sets), np.bool_)
+            values[name] = np.full(shape, nan)
+            values[name][:, place] = of_groups
+            known_to[name] = np.zeros(shape, np.bool_)
+            known_to[name][:, place] = known_groups
+        measured = np.zeros(shape, np.bool_)
+        known = np.zeros(shape, np.bool_)
         for name in values:
             measured |= ~np.isnan(values[name])
             known |= known_to[name]
@@ -168,10 +241,42 @@ class Comparison:
         return values, known
 
 
-def _full(value: Any, size: int) -> NDArray[np.float64]:
-    """A constant is the same for all label sets."""
-    found: NDArray[np.float64] = np.broadcast_to(np.asarray(value, np.float64), (size,))
+def _some(of_sets: NDArray[np.bool_]) -> list[bool]:
+    found: list[bool] = np.logical_or.reduce(of_sets, axis=1).tolist()
     return found
+
+
+def _full(value: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """A constant is the same for all label sets."""
+    return value if isinstance(value, np.ndarray) else np.full(shape, value, np.float64)
+
+
+class _Absence:
+    """The absence part of a rule."""
+
+    def __init__(self, selector: Selector, window_us: int, interval_us: int) -> None:
+        self._selector, self._window_us, self._known_us = selector, window_us, KNOWN_US + interval_us
+        self._ahead = _Ahead(interval_us, self._at, self._size)
+
+    def keep(self) -> Iterable[tuple[str, Keep]]:
+        """What the store must keep for it."""
+        yield self._selector.metric, Keep(self._window_us + self._known_us)
+
+    def evaluate(self, store: WindowStore, t_us: int, until_us: int) -> tuple[_Absences, int]:
+        """As `Comparison.evaluate`."""
+        return self._ahead.at(store, t_us, until_us)
+
+    def _at(self, store: WindowStore, times: range) -> _Absences:
+        groups = self._selector.groups(store)
+        windows = (self._window_us, self._window_us + self._known_us)
+        there, known = (
+            groups.reduce(np.logical_or, self._selector.present(store, window_us, times)) for window_us in windows
+        )
+        gone = known & ~there
+        return _Absences(groups, there, gone, _some(there), _some(gone))
+
+    def _size(self, store: WindowStore) -> int:
+        return self._selector.groups(store).members.size
 
 
 class AlertRule:
@@ -184,24 +289,24 @@ class AlertRule:
             ValueError: the state is of another format.
         """
         self.rule = rule
-        known_us = KNOWN_US + _us(group.interval_s)
+        interval_us, window_us = _us(group.interval_s), _us(rule.window_s)
         self._fixed: Labels = tuple(
             sorted((one.label, one.value) for one in matchers_of(rule.where) if one.operator == "=" and one.value)
         )
         self._by = tuple(sorted({*rule.by, *dict(self._fixed)}))
         self._grouped = bool(set(rule.by) - set(dict(self._fixed)))
-        self._comparison = None if rule.comparison is None else Comparison(rule, self._by, known_us, selectors)
+        self._tells_missing = rule.no_data is NoData.ALERT
+        self._comparison = None if rule.comparison is None else Comparison(rule, self._by, interval_us, selectors)
         self._absence = None
         if rule.comparison is None:
             kinds = frozenset(KINDS) if rule.kind is None else frozenset({rule.kind})
             assert rule.metric is not None
-            self._absence = selectors.get(rule.metric, rule.where, self._by, kinds)
-        self._window_us, self._known_us = _us(rule.window_s), known_us
+            selector = selectors.get(rule.metric, rule.where, self._by, kinds)
+            self._absence = _Absence(selector, window_us, interval_us)
         learned: Any = None
         if isinstance(state, Mapping):  # of `threshold: auto`
             learned, state = state["learned"], state["alerts"]
-        interval_us = _us(group.interval_s)
-        period_us = -(-max(self._window_us, interval_us) // interval_us) * interval_us
+        period_us = -(-max(window_us, interval_us) // interval_us) * interval_us
         self._learns = (rule.model_dump_json(include=_LEARNED), period_us)
         self.auto: AutoThreshold | None = None
         """Of `threshold: auto`: what was learned."""
@@ -214,29 +319,38 @@ class AlertRule:
     def keep(self) -> Iterable[tuple[str, Keep]]:
         """What the store must keep for it."""
         if self._absence is not None:
-            yield self._absence.metric, Keep(self._window_us + self._known_us)
+            yield from self._absence.keep()
         if self._comparison is not None:
             yield from self._comparison.keep()
 
-    def evaluate(self, store: WindowStore, t_us: int) -> list[AlertEvent]:
-        """Judges the rule at `t_us`, which must be later than before.
+    def evaluate(self, store: WindowStore, t_us: int, until_us: int = 0) -> list[AlertEvent]:
+        """Judges the rule at `t_us`, which must be later than before; `until_us` as in `Comparison.evaluate`.
 
         Costs some 50 us, and what its selectors say; an event costs 15 us, a live alert 2 us.
         """
         if self._comparison is not None:
-            return self._compare(self._comparison, store, t_us)
+            found, number = self._comparison.evaluate(store, t_us, until_us)
+            if self.auto is None and not (found.some_past[number] or self.alerts or self._tells_missing):
+                return self.alerts.evaluate(t_us, {})
+            return self._compare(self._comparison, found, number, t_us)
         assert self._absence is not None
-        return self._absent(self._absence, store, t_us)
+        return self._absent(*self._absence.evaluate(store, t_us, until_us), t_us)
 
-    def _compare(self, comparison: Comparison, store: WindowStore, t_us: int) -> list[AlertEvent]:
-        sets, value, past, holds, known, threshold = comparison.evaluate(store, t_us, self.auto)
+    def _compare(self, comparison: Comparison, found: Compared, number: int, t_us: int) -> list[AlertEvent]:
+        sets, value, past, holds = found.sets, found.value[number], found.past[number], found.holds[number]
+        breached: dict[Labels, float] = {}
         limits: dict[Labels, float] = {}
-        if isinstance(threshold, np.ndarray):
-            limits = {sets.labels(number): float(threshold[number]) for number in np.flatnonzero(past).tolist()}
-        breached = {sets.labels(number): float(value[number]) for number in np.flatnonzero(past).tolist()}
-        if self.rule.no_data is NoData.ALERT:
-            missing = np.flatnonzero(known & np.isnan(value)).tolist()
-            breached |= {sets.labels(number): nan for number in missing}
+        if self.auto is not None:
+            threshold = self.auto.limits(t_us, sets, value)
+            past = comparison.past(threshold, value, None if found.further is None else found.further[number])
+            holds = past if comparison.clear is None else holds
+            limits = {sets.labels(place): float(threshold[place]) for place in np.flatnonzero(past).tolist()}
+        if self.auto is not None or found.some_past[number]:
+            breached = {sets.labels(place): float(value[place]) for place in np.flatnonzero(past).tolist()}
+        if self._tells_missing:
+            if found.some_missing[number]:
+                missing = np.flatnonzero(found.known[number] & np.isnan(value)).tolist()
+                breached |= {sets.labels(place): nan for place in missing}
             if not self._grouped and np.isnan(value).all():
                 breached[self._fixed] = nan
         holding: dict[Labels, float] = {}
@@ -244,16 +358,16 @@ class AlertRule:
         for labels in self.alerts.held():
             if labels in breached:
                 continue
-            number = sets.find(labels)
-            if number < 0 or np.isnan(value[number]):
-                if self.alerts.quenched(labels) and (number < 0 or not known[number]):
+            place = sets.find(labels)
+            if place < 0 or np.isnan(value[place]):
+                if self.alerts.quenched(labels) and (place < 0 or not found.known[number, place]):
                     continue  # what a person resolved is let go with its series
                 if self.rule.no_data is NoData.KEEP:
                     silent.add(labels)
-                elif self.rule.no_data is NoData.ALERT:
+                elif self._tells_missing:
                     breached[labels] = nan
-            elif holds[number]:
-                holding[labels] = float(value[number])
+            elif holds[place]:
+                holding[labels] = float(value[place])
         return self.alerts.evaluate(t_us, breached, holding, silent=silent, limits=limits)
 
     def command(self, command: Command) -> list[AlertEvent] | None:
@@ -277,17 +391,17 @@ class AlertRule:
         alerts = self.alerts.snapshot()
         return alerts if self.auto is None else {"alerts": alerts, "learned": (self._learns, self.auto.snapshot())}
 
-    def _absent(self, selector: Selector, store: WindowStore, t_us: int) -> list[AlertEvent]:
-        groups = selector.groups(store)
-        present = groups.any(selector.present(store, t_us - self._window_us, t_us))
+    def _absent(self, found: _Absences, number: int, t_us: int) -> list[AlertEvent]:
         if not self._grouped:
-            return self.alerts.evaluate(t_us, {} if present.any() else {self._fixed: nan})
-        known = groups.any(selector.present(store, t_us - self._window_us - self._known_us, t_us))
-        breached = {groups.labels(number): nan for number in np.flatnonzero(known & ~present).tolist()}
+            return self.alerts.evaluate(t_us, {} if found.some[number] else {self._fixed: nan})
+        breached: dict[Labels, float] = {}
+        if found.some_gone[number]:
+            gone = np.flatnonzero(found.gone[number]).tolist()
+            breached = {found.groups.labels(place): nan for place in gone}
         for labels in self.alerts.held():
-            number = groups.find(labels)
+            place = found.groups.find(labels)
             # What a person resolved is let go with its series: it may come back, and go again.
-            if (number < 0 or not present[number]) and not self.alerts.quenched(labels):
+            if (place < 0 or not found.there[number, place]) and not self.alerts.quenched(labels):
                 breached[labels] = nan
         return self.alerts.evaluate(t_us, breached)
 
@@ -313,9 +427,9 @@ class AlertGroup:
         events = [event for rule in gone for event in rule.alerts.close(t_us, "the rule was removed")]
         return AlertGroup(group, self.snapshot()), events
 
-    def evaluate(self, store: WindowStore, t_us: int) -> list[AlertEvent]:
-        """Judges all rules at `t_us`, a multiple of the interval."""
-        return [event for rule in self.rules.values() for event in rule.evaluate(store, t_us)]
+    def evaluate(self, store: WindowStore, t_us: int, until_us: int = 0) -> list[AlertEvent]:
+        """Judges all rules at `t_us`, a multiple of the interval; `until_us` as in `Comparison.evaluate`."""
+        return [event for rule in self.rules.values() for event in rule.evaluate(store, t_us, until_us)]
 
     def command(self, command: Command) -> list[AlertEvent] | None:
         """As `AlertRule.command`, by the rule whose alert it is."""

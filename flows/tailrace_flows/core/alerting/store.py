@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 from tailrace_schemas.config.matcher import Matcher
 from tailrace_schemas.samples import KINDS, Series
 
-__all__ = ["STEP_US", "Keep", "LabelValues", "MetricRows", "Sketches", "WindowStore"]
+__all__ = ["EMPTY", "STEP_US", "Keep", "LabelValues", "MetricRows", "Sketches", "WindowStore"]
 
 STEP_US: Final = 10_000_000
 MAX_SPAN_US: Final = 24 * 3600 * 1_000_000
 """How far apart kept rows of a metric may be, besides what rules look back: a service's clock may be wrong."""
 STATE_VERSION: Final = 1
 
-_EMPTY: Final[Mapping[str, float]] = {
+EMPTY: Final[Mapping[str, float]] = {
     "version": 0, "count": 0, "sum": 0, "min": inf, "max": -inf, "last": nan, "increase": nan,
 }  # fmt: skip
 """Column -> what stands where there is no row: the neutral element; NaN where it has none."""
@@ -53,6 +53,13 @@ class Sketches(NamedTuple):
     offsets: NDArray[np.int64]
     bucket: NDArray[np.int32]
     bucket_count: NDArray[np.int64]
+
+    def rows_of(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The row of each slot, where `slot` ascends; -1: it has none."""
+        if self.slot.size == 0:
+            return np.full(slots.size, -1)
+        place = np.minimum(np.searchsorted(self.slot, slots), self.slot.size - 1)
+        return np.where(self.slot[place] == slots, place, -1)
 
     def take(self, rows: NDArray[np.int64]) -> "Sketches":
         """Those rows, in that order."""
@@ -127,6 +134,8 @@ class _Window:
     """Sketches of one window, as they came; the rows that were replaced since are still in there."""
 
     parts: list[Sketches] = field(default_factory=list)
+    sorted: bool = False
+    """Whether there is one part, each series once, by slot."""
 
 
 class MetricRows:
@@ -164,17 +173,16 @@ class MetricRows:
         return None if found is None else found[: self.windows, : len(self.series)]
 
     def sketches(self, end_us: int) -> Sketches | None:
-        """The sketches of the window that ends then, each series once; None: there are none."""
+        """The sketches of the window that ends then, each series once, by slot; None: there are none."""
         window = self._sketches.get(end_us)
         if window is None:
             return None
-        (part, *others) = window.parts
-        if others:
+        if not window.sorted:
             part = _joined(window.parts)
+            order = np.argsort(part.slot, kind="stable")
             current = self._columns["version"][(end_us - self.first_end_us) // STEP_US, part.slot] == part.version
-            part = part.take(np.flatnonzero(current))
-            window.parts = [part]
-        return part
+            window.parts, window.sorted = [part.take(order[current[order]])], True
+        return window.parts[0]
 
     # -- writing ---------------------------------------------------------------------------------------
 
@@ -203,7 +211,7 @@ class MetricRows:
             values = batch.columns[name][chosen] if name in batch.columns else np.full(chosen.size, nan)
             missing = np.isnan(values)
             if name in self._columns or not missing.all():
-                self._matrix(name)[at] = np.where(missing, _EMPTY[name], values)
+                self._matrix(name)[at] = np.where(missing, EMPTY[name], values)
         if keep.sketches_us:
             self._add_sketches(batch, chosen, slot)
         return np.unique(batch.end_us[chosen]), refused
@@ -218,7 +226,7 @@ class MetricRows:
         for name, matrix in self._columns.items():
             kept = matrix[old : self.windows].copy()
             matrix[: self.windows - old] = kept
-            matrix[self.windows - old : self.windows] = _EMPTY[name]
+            matrix[self.windows - old : self.windows] = EMPTY[name]
         self.windows -= old
         self.first_end_us += old * STEP_US
         used = (self._columns["count"][: self.windows, : len(self.series)] > 0).any(axis=0)
@@ -299,7 +307,9 @@ class MetricRows:
         found = every.take(chosen[full])._replace(slot=slot[full])
         for end in np.unique(end_us).tolist():
             part = found if (end_us == end).all() else found.take(np.flatnonzero(end_us == end))
-            self._sketches.setdefault(end, _Window()).parts.append(part)
+            window = self._sketches.setdefault(end, _Window())
+            window.parts.append(part)
+            window.sorted = False
 
     def _keep_slots(self, kept: NDArray[np.int64]) -> None:
         """Forgets the other series; the slots close ranks."""
@@ -367,6 +377,8 @@ class WindowStore:
         """Raised when values get other numbers."""
         self.refused = 0
         """Rows passed over since their time is too far from that of the others of their metric."""
+        self.changes = 0
+        """Raised when what can be read may have changed."""
         self._metrics: dict[str, MetricRows] = {}
         if state is not None:
             version, *contents = pickle.loads(state)  # noqa: S301 - our own recovery state
@@ -384,6 +396,7 @@ class WindowStore:
     @keep.setter
     def keep(self, keep: Mapping[str, Keep]) -> None:
         self._keep = dict(keep)
+        self.changes += 1
         self._metrics = {name: one for name, one in self._metrics.items() if name in keep}
 
     def metric(self, name: str) -> MetricRows | None:
@@ -415,10 +428,12 @@ class WindowStore:
             ends, refused = metric.add(batch, order[start:end], keep)
             self.refused += refused
             changed.update((name, end) for end in ends.tolist())
+        self.changes += bool(changed)
         return changed
 
     def forget(self, now_us: int) -> None:
         """Drops rows that no evaluation at `now_us` or later looks back at, and series without any."""
+        self.changes += 1
         for name, metric in self._metrics.items():
             metric.forget(now_us, self._keep[name])
         series = sum(len(metric.series) for metric in self._metrics.values())
@@ -439,7 +454,7 @@ class WindowStore:
 
 
 def _matrix(name: str, rows: int, columns: int) -> NDArray[Any]:
-    return np.full((rows, columns), _EMPTY[name], np.uint64 if name == "version" else np.float64)
+    return np.full((rows, columns), EMPTY[name], np.uint64 if name == "version" else np.float64)
 
 
 def _label(service: str, series: Series, name: str) -> str:

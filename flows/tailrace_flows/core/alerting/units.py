@@ -1,6 +1,6 @@
 """What the evaluator judges, and how a configuration becomes it."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from math import isnan
 from typing import Any, Final, TypeVar
@@ -19,12 +19,12 @@ from tailrace_schemas.samples import Series
 from tailrace_flows.core.alerting.anomalies import Anomalies, Judged
 from tailrace_flows.core.alerting.baselines import BASELINES_US, Baseline, baseline_id
 from tailrace_flows.core.alerting.burn import Stored
-from tailrace_flows.core.alerting.evaluator import Findings, Plan
+from tailrace_flows.core.alerting.evaluator import Findings, Moment, Plan
 from tailrace_flows.core.alerting.health import Health, HealthStatus
 from tailrace_flows.core.alerting.inputs import HealthInput, SloInput
 from tailrace_flows.core.alerting.rules import AlertGroup, keep_of
 from tailrace_flows.core.alerting.slo import Slo, SloStatus
-from tailrace_flows.core.alerting.store import STEP_US, Keep, WindowStore
+from tailrace_flows.core.alerting.store import STEP_US, Keep
 from tailrace_flows.core.chunk import UNKNOWN_US
 from tailrace_flows.core.series import series_id
 
@@ -65,29 +65,30 @@ def _of(kind: type[Model], config: Mapping[str, ConfigModel]) -> tuple[Model, ..
 class RuleUnit:
     """A rule group."""
 
+    by_change = False
+
     def __init__(self, group: RuleGroup, state: Any = None) -> None:
         self._group = AlertGroup(group, state)
         self.interval_us = self._group.interval_us
         self.keep: Mapping[str, Keep] = keep_of([self._group])
 
-    def judge(
-        self, store: WindowStore, t_us: int, changed: Iterable[tuple[str, int]], count: Callable[..., None]
-    ) -> Findings:
+    def judge(self, now: Moment) -> Findings:
         """As `Unit.judge`: rules look at the store alone."""
-        count("rule_evaluations", len(self._group.rules))
+        now.tally("rule_evaluations", len(self._group.rules))
         autos = [rule for rule in self._group.rules.values() if rule.auto is not None]
         over = sum(rule.auto.over_limit for rule in autos if rule.auto)
-        events = self._group.evaluate(store, t_us)
+        events = self._group.evaluate(now.store, now.t_us, now.until_us)
         for rule in self._group.rules.values():
-            count(f"alerts_refused.{rule.alerts.spec.source}", rule.alerts.refused)
+            if rule.alerts.refused:
+                now.tally(f"alerts_refused.{rule.alerts.spec.source}", rule.alerts.refused)
         if not autos:
             return Findings(events)
-        count("anomaly_over_limit", sum(rule.auto.over_limit for rule in autos if rule.auto) - over)
+        now.tally("anomaly_over_limit", sum(rule.auto.over_limit for rule in autos if rule.auto) - over)
         rows = []
-        if _tells(t_us, self.interval_us):
+        if _tells(now.t_us, self.interval_us):
             for rule in autos:
                 assert rule.auto is not None
-                rows += _baseline_rows(rule.learned_as, rule.rule.subject(), rule.auto.known(t_us), t_us)
+                rows += _baseline_rows(rule.learned_as, rule.rule.subject(), rule.auto.known(now.t_us), now.t_us)
         return Findings(events, {"baseline_rows": rows} if rows else {})
 
     def command(self, command: Command) -> list[AlertEvent] | None:
@@ -112,6 +113,7 @@ class RuleUnit:
 class SloUnit:
     """An objective."""
 
+    by_change = True
     interval_us = STEP_US
 
     def __init__(self, spec: SloSpec, calendars: Iterable[Maintenance], state: Any = None) -> None:
@@ -129,18 +131,16 @@ class SloUnit:
         """As `Slo.prime`."""
         self._slo.prime(until_us, rows)
 
-    def judge(
-        self, store: WindowStore, t_us: int, changed: Iterable[tuple[str, int]], count: Callable[..., None]
-    ) -> Findings:
+    def judge(self, now: Moment) -> Findings:
         """As `Unit.judge`; nothing is judged that lies before what the objective was primed with."""
         late = self._input.late
-        self._input.take(store, changed, self._slo)
-        count("slo_late_windows", self._input.late - late)
+        self._input.take(now.store, now.changed, self._slo)
+        now.tally("slo_late_windows", self._input.late - late)
         head_us = self._slo.head_us
-        if head_us is not None and t_us <= head_us:
+        if head_us is not None and now.t_us <= head_us:
             return Findings()
-        count("slo_evaluations")
-        events, status = self._slo.evaluate(t_us)
+        now.tally("slo_evaluations")
+        events, status = self._slo.evaluate(now.t_us)
         return Findings(events, {"slo_status_rows": [_status_row(status)]})
 
     def command(self, command: Command) -> list[AlertEvent] | None:
@@ -173,6 +173,7 @@ def _status_row(status: SloStatus) -> dict[str, Any]:
 class HealthUnit:
     """The health of all services: they need each other, so they are one unit."""
 
+    by_change = True
     interval_us = STEP_US
 
     def __init__(
@@ -186,15 +187,13 @@ class HealthUnit:
         self._input = HealthInput(self._health.checks.values())
         self.keep: Mapping[str, Keep] = self._input.keep
 
-    def judge(
-        self, store: WindowStore, t_us: int, changed: Iterable[tuple[str, int]], count: Callable[..., None]
-    ) -> Findings:
+    def judge(self, now: Moment) -> Findings:
         """As `Unit.judge`."""
         late = self._health.late
-        self._input.take(store, changed, self._health)
-        count("health_late_results", self._health.late - late)
-        count("health_evaluations")
-        events, statuses = self._health.evaluate(t_us)
+        self._input.take(now.store, now.changed, self._health)
+        now.tally("health_late_results", self._health.late - late)
+        now.tally("health_evaluations")
+        events, statuses = self._health.evaluate(now.t_us)
         return Findings(events, {"health_rows": [_health_row(one) for one in statuses]} if statuses else {})
 
     def command(self, command: Command) -> list[AlertEvent] | None:
@@ -231,6 +230,8 @@ def _health_row(status: HealthStatus) -> dict[str, Any]:
 class AnomalyUnit:
     """The series of a detector."""
 
+    by_change = False
+
     def __init__(self, spec: DetectorSpec, state: Any = None) -> None:
         self.spec = spec
         anomalies, flagged, marked = (None, {}, []) if state is None else state
@@ -244,28 +245,27 @@ class AnomalyUnit:
         self.interval_us = self._anomalies.interval_us
         self.keep: Mapping[str, Keep] = self._anomalies.keep
 
-    def judge(
-        self, store: WindowStore, t_us: int, changed: Iterable[tuple[str, int]], count: Callable[..., None]
-    ) -> Findings:
+    def judge(self, now: Moment) -> Findings:
         """As `Unit.judge`: a detector looks at the store alone."""
         over = self._anomalies.over_limit
-        judged = self._anomalies.evaluate(store, t_us)
+        judged = self._anomalies.evaluate(now.store, now.t_us)
         rows, self._marked = self._marked, []
         for one in judged:
             if one.flag or one.score >= STORED_SCORE:
-                row = self._row(one, t_us)
+                row = self._row(one, now.t_us)
                 rows.append(row)
                 if one.flag:
                     self._flagged[row["anomaly_id"]] = (one.labels, row)
         while len(self._flagged) > MARKABLE:
             del self._flagged[next(iter(self._flagged))]
-        count("anomaly_points", len(judged))
-        count("anomaly_flags", sum(one.flag for one in judged))
-        count("anomaly_over_limit", self._anomalies.over_limit - over)
+        now.tally("anomaly_points", len(judged))
+        now.tally("anomaly_flags", sum(one.flag for one in judged))
+        now.tally("anomaly_over_limit", self._anomalies.over_limit - over)
         found = {"anomaly_rows": rows} if rows else {}
-        if _tells(t_us, self.interval_us):
-            found["baseline_rows"] = _baseline_rows(self._learned_as, self._what, self._anomalies.known(t_us), t_us)
-        return Findings((), found, blocks=_blocks(self.spec, judged, t_us))
+        if _tells(now.t_us, self.interval_us):
+            known = self._anomalies.known(now.t_us)
+            found["baseline_rows"] = _baseline_rows(self._learned_as, self._what, known, now.t_us)
+        return Findings((), found, blocks=_blocks(self.spec, judged, now.t_us))
 
     def command(self, command: Command) -> list[AlertEvent] | None:
         """As `Unit.command`: of a flag that is called a false alarm, once; its row says so with the next evaluation.
