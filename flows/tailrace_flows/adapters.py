@@ -7,7 +7,7 @@ from typing import Final
 
 from clickhouse_connect.driver.exceptions import ClickHouseError
 from tailrace_schemas.config.slo import SloSpec
-from tailrace_sinks.clickhouse import ClickHouseWriter, connect
+from tailrace_sinks.clickhouse import ClickHouseWriter, TlsFiles, connect
 from tailrace_sinks.kafka import KafkaWriter, StoppedError
 from tailrace_sinks.slo_history import slo_history
 from urllib3.exceptions import HTTPError
@@ -44,6 +44,7 @@ class Adapters:
             database=clickhouse.database,
             user=clickhouse.user,
             password=clickhouse.password.get_secret_value(),
+            tls=TlsFiles(clickhouse.ca_file, clickhouse.certificate_file, clickhouse.key_file),
             stop=self.hurry,
         )
 

@@ -3,8 +3,9 @@
 import logging
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, TopicPartition
 from tailrace_schemas.config import ConfigModel
+from tailrace_sinks.kafka import about
 
 from tailrace_flows.config_topic import TIMEOUT_S, decode_change, read_config
 
@@ -25,7 +26,7 @@ class ConfigFollower:
         try:
             found = self._consumer.list_topics(topic, TIMEOUT_S).topics[topic]
             if found.error is not None:
-                raise KafkaException(found.error)
+                raise about(topic, found.error)
             ends = [TopicPartition(topic, number) for number in found.partitions]
             for place in ends:  # before the reading: what comes meanwhile is read twice, which changes nothing
                 place.offset = self._consumer.get_watermark_offsets(place, TIMEOUT_S)[1]

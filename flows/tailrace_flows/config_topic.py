@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from tailrace_schemas.clock import monotonic_s
 from tailrace_schemas.config import ConfigModel, Record, model_of
-from tailrace_sinks.kafka import KafkaWriter
+from tailrace_sinks.kafka import KafkaWriter, about
 
 __all__ = ["ConfigChange", "decode_change", "publish", "read_changes", "read_config"]
 
@@ -70,7 +70,7 @@ def read_changes(client: dict[str, Any], topic: str) -> Iterator[tuple[int, Conf
     try:
         found = consumer.list_topics(topic, TIMEOUT_S).topics[topic]
         if found.error is not None:
-            raise KafkaException(found.error)
+            raise about(topic, found.error)
         for number in found.partitions:
             yield from _read_partition(consumer, TopicPartition(topic, number))
     finally:
@@ -90,7 +90,7 @@ def _read_partition(consumer: Consumer, place: TopicPartition) -> Iterator[tuple
             if error is not None:
                 if error.code() == KafkaError._PARTITION_EOF:  # not the last offset: compaction leaves holes
                     return
-                raise KafkaException(error)
+                raise about(place.topic, error)
             try:
                 yield message.timestamp()[1], decode_change(message.key(), message.value() or b"")
             except ValueError as wrong:

@@ -21,6 +21,7 @@ from bytewax.recovery import RecoveryConfig, init_db_dir
 from tailrace_schemas import clock
 from tailrace_sinks.kafka import StoppedError
 
+from tailrace_flows.private_files import check_owned, open_private, private_directory
 from tailrace_flows.settings import Settings
 
 __all__ = ["LockedError", "is_locked", "lock", "prepare_recovery", "run"]
@@ -54,9 +55,8 @@ def lock(directory: Path, advice: str = _LOCKED) -> Iterator[None]:
         LockedError: another process holds it; names it, and gives the advice.
         OSError: the directory cannot be written.
     """
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = directory / "lock"
-    with path.open("a+") as file:
+    private_directory(directory)
+    with open_private(directory / "lock", "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -82,8 +82,13 @@ def is_locked(directory: Path) -> bool:
 
 
 def prepare_recovery(directory: Path) -> RecoveryConfig:
-    """The recovery configuration; makes the directory's database at the first start."""
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    """The recovery configuration; makes the directory's database at the first start.
+
+    Raises:
+        ExposedError: others can write into the directory. The state is pickled: who writes it runs code as us.
+        OSError: the directory cannot be made.
+    """
+    check_owned(private_directory(directory))
     if not any(directory.glob("*.sqlite3")):
         init_db_dir(directory, RECOVERY_PARTITIONS)
     return RecoveryConfig(str(directory))

@@ -7,7 +7,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -15,6 +15,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    FilePath,
     SecretStr,
     ValidationError,
     model_validator,
@@ -30,6 +31,10 @@ __all__ = [
     "AgentSettings", "ClickHouseSettings", "GroupSettings", "KafkaSettings", "RecoverySettings", "Settings",
     "WindowSettings", "load_settings",
 ]  # fmt: skip
+
+
+SECRETS: Final = ("password", "key_password")
+"""Settings whose value may be in a file that the variable with `_FILE` appended names."""
 
 
 class _Section(BaseModel):
@@ -53,28 +58,81 @@ class KafkaSettings(_Section):
     partitions: int = Field(12, ge=1, le=10_000)
     """Of topics that `tailrace topics` creates."""
     replication_factor: int = Field(1, ge=1, le=32)
-    properties: Annotated[dict[str, str], BeforeValidator(_text_properties)] = Field(default_factory=dict, repr=False)
-    """Passed to librdkafka as they are: TLS, SASL and the rest. Never shown: `ssl.key.password` may be among them."""
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] | None = None
+    """None: as `properties` say, and else PLAINTEXT."""
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    username: str = ""
     password: SecretStr | None = None
-    """Becomes `sasl.password`."""
+    ca_file: FilePath | None = None
+    """PEM; the authorities that may vouch for the brokers. None: those of the system."""
+    certificate_file: FilePath | None = None
+    """PEM; by which the brokers know us."""
+    key_file: FilePath | None = None
+    """PEM; of that certificate."""
+    key_password: SecretStr | None = None
+    properties: Annotated[dict[str, str], BeforeValidator(_text_properties)] = Field(default_factory=dict, repr=False)
+    """Passed to librdkafka as they are; the settings above win. Never shown: there may be a secret among them."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.key_file is not None and self.certificate_file is None:
+            raise ValueError("key_file is the key of certificate_file, which is not given")
+        protocol = self._protocol()
+        if self.security_protocol is None:  # said to be PLAINTEXT, the rest may stay: an embedded stack's is
+            if "SASL" not in protocol and (self.username or self.password):
+                raise ValueError("username and password need security_protocol to be SASL_SSL (or SASL_PLAINTEXT)")
+            if "SSL" not in protocol and (self.ca_file or self.certificate_file):
+                raise ValueError("ca_file and certificate_file need security_protocol to be SSL or SASL_SSL")
+        return self
 
     @property
     def topics(self) -> Topics:
         return Topics(self.topic_prefix)
 
     def client(self) -> dict[str, Any]:
-        """librdkafka's configuration for any client."""
-        secret = {"sasl.password": self.password.get_secret_value()} if self.password else {}
-        return {"bootstrap.servers": self.bootstrap_servers, **self.properties, **secret}
+        """librdkafka's configuration for any client. Do not show it: secrets are in it."""
+        protocol = self._protocol()
+        named: dict[str, Any] = {"security.protocol": self.security_protocol}
+        if "SASL" in protocol:
+            named |= {
+                "sasl.mechanism": self.sasl_mechanism,
+                "sasl.username": self.username,
+                "sasl.password": _shown(self.password),
+            }
+        if "SSL" in protocol:
+            named |= {
+                "ssl.ca.location": self.ca_file,
+                "ssl.certificate.location": self.certificate_file,
+                "ssl.key.location": self.key_file,
+                "ssl.key.password": _shown(self.key_password),
+            }
+        properties = self.properties
+        if protocol == "PLAINTEXT":
+            properties = {key: value for key, value in properties.items() if not key.startswith(("sasl.", "ssl."))}
+        given = {name: str(value) for name, value in named.items() if value}
+        return {"bootstrap.servers": self.bootstrap_servers, **properties, **given}
+
+    def _protocol(self) -> str:
+        return self.security_protocol or self.properties.get("security.protocol", "PLAINTEXT").upper()
+
+
+def _shown(secret: SecretStr | None) -> str | None:
+    return secret.get_secret_value() if secret else None
 
 
 class ClickHouseSettings(_Section):
-    """How to reach ClickHouse's HTTP interface."""
+    """How to reach ClickHouse's HTTP interface. With https its certificate is verified, name and all."""
 
     url: str = Field("http://localhost:8123", pattern=r"^https?://[^\s@]+$")
     database: str = Field("tailrace", pattern=r"^[a-zA-Z_][a-zA-Z0-9_]{0,62}$")
     user: str = "default"
     password: SecretStr = SecretStr("")
+    ca_file: FilePath | None = None
+    """PEM; the authorities that may vouch for the server. None: well-known ones."""
+    certificate_file: FilePath | None = None
+    """PEM; by which the server knows us. Without a password it is that of `user`."""
+    key_file: FilePath | None = None
+    """PEM; of that certificate."""
     retention_10s_days: int = Field(7, ge=1)
     retention_1m_days: int = Field(45, ge=1)
     """A 30 d SLO needs more than 30."""
@@ -271,14 +329,15 @@ class _Environment(_Source):
         for section, allowed in self.sections().items():
             if not isinstance(values := found.get(section), dict):
                 continue
-            secret = values.pop("password_file", None) if "password" in allowed else None
+            files = {name: values.pop(f"{name}_file", None) for name in SECRETS if name in allowed}
             if unknown := sorted(values.keys() - allowed):
                 raise ValueError(
                     f"TAILRACE_{section.upper()}__{unknown[0].upper()}: there is no such setting; there are: "
                     + ", ".join(f"TAILRACE_{section.upper()}__{key.upper()}" for key in allowed)
                 )
-            if secret and "password" not in values:
-                values["password"] = Path(secret).read_text().strip()
+            for name, path in files.items():
+                if path and name not in values:
+                    values[name] = Path(path).read_text().strip()
         return found
 
 

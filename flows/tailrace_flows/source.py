@@ -18,6 +18,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollectio
 from confluent_kafka.admin import AdminClient
 from tailrace_schemas import clock
 from tailrace_schemas.deadletter import DeadLetter
+from tailrace_schemas.kafka_errors import SecurityWarnings
+from tailrace_sinks.kafka import about
 
 from tailrace_flows.core.config import WindowConfig
 from tailrace_flows.core.feed import Feed, Record
@@ -88,7 +90,7 @@ class TopicSource(FixedPartitionedSource[Any, bytes]):
         finally:
             consumer.close()
         if found.error is not None:
-            raise KafkaException(found.error)
+            raise about(self._topic, found.error)
         return [f"{number:05d}" for number in found.partitions]
 
     def build_part(self, step_id: str, for_part: str, resume_state: bytes | None) -> "_Reader":
@@ -128,6 +130,7 @@ class TopicSource(FixedPartitionedSource[Any, bytes]):
                 "fetch.wait.max.ms": 100,
                 "queued.max.messages.kbytes": 32 * 1024,
                 "fetch.queue.backoff.ms": 5,
+                "error_cb": SecurityWarnings(log, f"reading {self._topic}"),
                 "logger": logging.getLogger("tailrace.librdkafka"),
                 **self._client,
             }
@@ -304,7 +307,7 @@ class _Reader(StatefulSourcePartition[Any, bytes]):
         if code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
             self.begin(*self._consumer.get_watermark_offsets(self._place, METADATA_TIMEOUT_S))
         elif error.fatal() or code in _HOPELESS:
-            raise KafkaException(error)
+            raise about(self._partition.topic, error)
         else:
             # librdkafka goes on by itself: a broker that is away, a leader that moves.
             log.warning("%s[%d]: %s", self._partition.topic, self._partition.number, error.str())

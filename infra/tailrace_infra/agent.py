@@ -47,6 +47,7 @@ def replace_by_agent(
     environment = dict(os.environ)
     if settings.kafka != load_settings().kafka:  # a stack's own; otherwise the variable would hide the file's changes
         environment["TAILRACE_KAFKA__BOOTSTRAP_SERVERS"] = settings.kafka.bootstrap_servers
+        environment["TAILRACE_KAFKA__SECURITY_PROTOCOL"] = settings.kafka.security_protocol or "PLAINTEXT"
     options = agent_options(interval_s, service, duration_s)
     sys.stdout.flush()
     command = [sys.executable, "-m", "tailrace_infra.agent", *options]

@@ -16,9 +16,9 @@ from tailrace_schemas.clock import monotonic_s, now_us
 from tailrace_schemas.cloudevents import command_message, read_event
 from tailrace_schemas.config import parse_duration
 from tailrace_sinks.clickhouse import connect
-from tailrace_sinks.kafka import KafkaWriter
+from tailrace_sinks.kafka import KafkaWriter, about
 
-from tailrace_infra.errors import EXPECTED, reason
+from tailrace_infra.errors import EXPECTED, kafka_reason, reason
 from tailrace_infra.output import Format, write_rows
 
 __all__ = ["ask", "register"]
@@ -192,7 +192,7 @@ def watch(
                 sys.stdout.write(event.model_dump_json() + "\n")
                 sys.stdout.flush()
     except KafkaException as error:
-        fail(f"{kafka.bootstrap_servers}: {reason(error)}")
+        fail(kafka_reason(kafka, error))
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
 
@@ -254,7 +254,7 @@ def _command(
             writer.flush()
             event = next((one for one in tail.events(ANSWER_S) if one.cause == cause), None)
     except KafkaException as error:
-        fail(f"{kafka.bootstrap_servers}: {reason(error)}")
+        fail(kafka_reason(kafka, error))
     if event is None:
         fail(f"no answer within {ANSWER_S:.0f} s: is `tailrace run alerts` (or `tailrace up`) running?")
     if event.reason:
@@ -262,17 +262,22 @@ def _command(
     complain(f"{event.transition}: {event.alert.name if event.alert else alert}")
 
 
+_HOPELESS: Final = frozenset(
+    {KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED}
+)
+
+
 class _EventTail:
     """Reads the alerts topic from where it ends when this is made."""
 
     def __init__(self, kafka: KafkaSettings) -> None:
-        topic = kafka.topics.alerts
+        self._topic = topic = kafka.topics.alerts
         self._consumer = Consumer(
             {**kafka.client(), "group.id": "tailrace-alerts-command", "enable.auto.commit": False, "log_level": 0}
         )
         found = self._consumer.list_topics(topic, ANSWER_S).topics[topic]
         if found.error is not None:
-            raise KafkaException(found.error)
+            raise about(topic, found.error)
         places = [TopicPartition(topic, number) for number in found.partitions]
         for place in places:
             place.offset = self._consumer.get_watermark_offsets(place, ANSWER_S)[1]
@@ -285,8 +290,8 @@ class _EventTail:
             for message in self._consumer.consume(100, 0.1):
                 error = message.error()
                 if error is not None:
-                    if error.fatal() or error.code() in (KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART):
-                        raise KafkaException(error)
+                    if error.fatal() or error.code() in _HOPELESS:
+                        raise about(self._topic, error)
                     continue  # librdkafka goes on by itself
                 with suppress(ValueError):  # not an event: the flow makes it a dead letter
                     yield read_event(message.value() or b"")

@@ -14,7 +14,7 @@ from tailrace_schemas.config import parse_duration
 from tailrace_sinks.kafka import KafkaWriter
 
 from tailrace_infra.alerts_command import ask
-from tailrace_infra.errors import reason
+from tailrace_infra.errors import kafka_reason
 from tailrace_infra.output import Format, write_rows
 
 __all__ = ["register"]
@@ -171,4 +171,4 @@ def _send(data_dir: Path | None, kind: CommandKind, about: str, message: str, au
         writer.write(kafka.topics.commands, sent.key, sent.value, sent.headers)
         writer.flush()
     except KafkaException as error:
-        fail(f"{kafka.bootstrap_servers}: {reason(error)}")
+        fail(kafka_reason(kafka, error))

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from tailrace_flows.private_files import open_private, private_directory
+
 __all__ = ["ClickHouseError", "DataInsert", "Engine", "Session", "StartError", "Statement", "quote", "split_insert"]
 
 FREE_BYTES_MIN = 64 << 20
@@ -328,8 +330,8 @@ def _lock(data_dir: Path) -> IO[str]:
     if "?" in str(data_dir):
         raise StartError(f"the data directory {data_dir} has a '?' in its name, after which chDB expects options")
     try:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = (data_dir / "tailrace.lock").open("a+")
+        private_directory(data_dir)
+        file = open_private(data_dir / "tailrace.lock", "a+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             free = shutil.disk_usage(data_dir).free

@@ -2,23 +2,25 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
+from urllib.parse import urlsplit
 
 from clickhouse_connect.driver.exceptions import ClickHouseError
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
 from tailrace_flows.settings import Settings
 from tailrace_schemas.config import Config
+from tailrace_schemas.kafka_errors import advice
 from tailrace_sinks.clickhouse import connect
 from tailrace_sinks.migrate import pending
 from urllib3.exceptions import HTTPError
 
-from tailrace_infra.errors import reason
+from tailrace_infra.errors import kafka_metadata, reason
 from tailrace_infra.overview import LagReader, read_overview
 
 __all__ = ["Check", "check_kafka", "meanings", "run_checks", "status_rows"]
 
-KAFKA_TIMEOUT_S = 5.0
+
+LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def meanings(config: Config) -> list[list[str]]:
 
 
 def check_kafka(settings: Settings) -> Check:
-    """Whether Kafka answers, within `KAFKA_TIMEOUT_S`."""
+    """Whether Kafka answers, within 5 s."""
     return _check("kafka", lambda: _kafka(settings))
 
 
@@ -66,27 +68,40 @@ def _settings(settings: Settings) -> str:
     windows = settings.windows
     return (
         f"disorder {windows.disorder_s:g} s, lateness {windows.lateness_s:g} s, scale {windows.scale}, "
-        f"recovery in {settings.recovery.directory}"
+        f"recovery in {settings.recovery.directory}{_in_the_clear(settings)}"
     )
 
 
-def _metadata(settings: Settings) -> Any:
-    return AdminClient({"log_level": 0, **settings.kafka.client()}).list_topics(timeout=KAFKA_TIMEOUT_S)
+def _in_the_clear(settings: Settings) -> str:
+    """Which passwords would go over a network as they are; empty where none does."""
+    kafka, clickhouse = settings.kafka, settings.clickhouse
+    client = kafka.client()
+    hosts = [one.strip().rpartition(":")[0].strip("[]") for one in kafka.bootstrap_servers.split(",")]
+    exposed = []
+    if "sasl.password" in client and "SSL" not in str(client["security.protocol"]).upper():
+        exposed += [] if LOOPBACK.issuperset(hosts) else ["kafka.password (kafka.security_protocol = SASL_SSL)"]
+    url = urlsplit(clickhouse.url)
+    if url.scheme == "http" and clickhouse.password.get_secret_value() and url.hostname not in LOOPBACK:
+        exposed.append("clickhouse.password (clickhouse.url = https://...)")
+    return f"; NOT ENCRYPTED on the network: {', '.join(exposed)}" if exposed else ""
 
 
 def _kafka(settings: Settings) -> str:
     try:
-        found = _metadata(settings)
+        found = kafka_metadata(settings.kafka)
     except KafkaException as error:
-        raise ValueError(
-            f"{settings.kafka.bootstrap_servers}: {reason(error)} - is it kafka.bootstrap_servers that is wrong? "
-            "`tailrace kafka start` runs a Kafka here, `tailrace up` everything"
-        ) from error
+        text = reason(error)
+        if not advice(text):
+            text += (
+                " - is it kafka.bootstrap_servers or kafka.security_protocol that is wrong? "
+                "`tailrace kafka start` runs a Kafka here, `tailrace up` everything"
+            )
+        raise ValueError(f"{settings.kafka.bootstrap_servers}: {text}") from error
     return f"{settings.kafka.bootstrap_servers}: cluster {found.cluster_id}, {len(found.brokers)} broker(s)"
 
 
 def _topics(settings: Settings) -> str:
-    found = _metadata(settings).topics
+    found = kafka_metadata(settings.kafka).topics
     missing = [name for name in settings.kafka.topics.all() if name not in found]
     if missing:
         raise ValueError(f"missing: {', '.join(missing)} - `tailrace topics` creates them")
@@ -98,8 +113,10 @@ def _clickhouse(settings: Settings) -> str:
         with connect(settings.clickhouse) as client:
             return f"{settings.clickhouse.url}: version {client.server_version}"
     except (ClickHouseError, HTTPError) as error:
+        text = reason(error)
         raise ValueError(
-            f"{settings.clickhouse.url}: {reason(error)} - is it clickhouse.url that is wrong, or user and password?"
+            f"{settings.clickhouse.url}: {text}"
+            + ("" if "look at" in text else " - is it clickhouse.url that is wrong, or user and password?")
         ) from error
 
 

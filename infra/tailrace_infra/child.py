@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from tailrace_flows.private_files import open_private
 from tailrace_schemas.clock import monotonic_s
 
 __all__ = ["Child", "ChildError", "announce_ready", "exit_with_parent", "start_child"]
@@ -103,7 +104,7 @@ def start_child(
     Its stderr is appended to `log`, or inherited; `environment` adds to ours. It gets its own session, so
     that Ctrl-C reaches the parent only, which then stops its children in the order it chooses.
     """
-    stderr: IO[bytes] | None = log.open("ab") if log else None
+    stderr: IO[bytes] | None = open_private(log, "ab") if log else None
     began = stderr.tell() if stderr else 0
     try:
         process = subprocess.Popen(

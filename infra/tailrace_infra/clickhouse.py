@@ -43,6 +43,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pyarrow as pa
+from tailrace_flows.private_files import private_umask
 from tailrace_schemas.clock import monotonic_s
 
 from tailrace_infra.chdb_engine import ClickHouseError, Engine, StartError, Statement, quote, split_insert
@@ -63,6 +64,7 @@ HELD_BYTES = 1 << 20  # of a result before its first byte is sent: an error in h
 HELD_BYTES_WAIT_END = 64 << 20  # the same with wait_end_of_query=1
 QUERIES_MAX = 32  # at once; more wait
 QUEUE_WAIT_S = 10.0
+CONNECTIONS_MAX = 256  # each has a thread; what comes beyond is closed at once
 # `tailrace up` promises to be gone within 5 s. The engine's first exception takes a while: it loads its symbols.
 STOP_GRACE_S = 3.0
 CANCEL_S = 1.5
@@ -342,8 +344,11 @@ class ClickHouseServer(ThreadingHTTPServer):
         body_bytes_max: int = BODY_BYTES_MAX,
         queries_max: int = QUERIES_MAX,
         queue_wait_s: float = QUEUE_WAIT_S,
+        connections_max: int = CONNECTIONS_MAX,
     ) -> None:
         self.body_bytes_max = body_bytes_max
+        self._connections_max = connections_max
+        self._connections: set[Any] = set()
         self._running = 0
         self._stopping = False
         self._changed = threading.Condition()
@@ -369,6 +374,20 @@ class ClickHouseServer(ThreadingHTTPServer):
         """Bind, without the parent's look-up of our name in the DNS."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = HOST, self.port
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Whether the connection is served, for one that has just come."""
+        return len(self._connections) < self._connections_max
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection, in a thread of its own."""
+        self._connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """A connection is over, or is none of ours."""
+        self._connections.discard(request)
+        super().shutdown_request(request)
 
     @contextmanager
     def request(self) -> Iterator[None]:
@@ -460,6 +479,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=0, help="on 127.0.0.1; 0 (the default) takes a free one")
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    private_umask()
     with StopSignal() as stop:
         exit_with_parent()
         try:

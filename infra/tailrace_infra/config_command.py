@@ -10,11 +10,12 @@ from typing import Annotated, Any, Final, NamedTuple
 import typer
 from confluent_kafka import KafkaException
 from tailrace_flows.config_topic import publish, read_changes, read_config
+from tailrace_flows.private_files import write_private
 from tailrace_flows.settings import KafkaSettings
 from tailrace_schemas.config import Config, ConfigError, ConfigModel, Record, load, model_of, record_of
 from tailrace_sinks.kafka import KafkaWriter
 
-from tailrace_infra.errors import reason
+from tailrace_infra.errors import kafka_reason, reason
 from tailrace_infra.output import Format, write_rows
 
 __all__ = ["CONFIG_FILE", "Change", "changes_of", "default_config", "publish_config", "register", "stored_config"]
@@ -71,7 +72,7 @@ def apply(
         publish_config(settings.kafka, (one.record for one in changes if one.state in ("added", "changed", "removed")))
         remember(data_dir or DATA_DIR, settings.kafka)
     except (KafkaException, OSError) as error:
-        fail(f"{settings.kafka.bootstrap_servers}: {reason(error)}")
+        fail(kafka_reason(settings.kafka, error))
     _write(changes, format)
 
 
@@ -131,7 +132,7 @@ def history(
                 at = datetime.fromtimestamp(time_ms / 1000, UTC)
                 rows.append([at, change.key, "removed" if change.model is None else "set", _json(change.model)])
     except KafkaException as error:
-        fail(f"{kafka.bootstrap_servers}: {reason(error)}")
+        fail(kafka_reason(kafka, error))
     write_rows(["time", "key", "change", "value"], rows, format)
 
 
@@ -174,10 +175,7 @@ def remember(data_dir: Path, kafka: KafkaSettings) -> None:
     if endpoints is None or endpoints.bootstrap_servers != kafka.bootstrap_servers:
         return
     values = {key: json.loads(_json(model)) for key, model in read_config(kafka.client(), kafka.topics.config).items()}
-    path = data_dir / CONFIG_FILE
-    beside = path.with_suffix(".new")
-    beside.write_text(json.dumps(values, indent=1, ensure_ascii=False))
-    beside.replace(path)
+    write_private(data_dir / CONFIG_FILE, json.dumps(values, indent=1, ensure_ascii=False))
 
 
 def stored_config(data_dir: Path) -> list[Record] | None:
@@ -212,7 +210,7 @@ def _in_force(data_dir: Path | None) -> dict[str, ConfigModel]:
     try:
         return read_config(kafka.client(), kafka.topics.config)
     except KafkaException as error:
-        fail(f"{kafka.bootstrap_servers}: {reason(error)}")
+        fail(kafka_reason(kafka, error))
 
 
 def _json(model: ConfigModel | None) -> str:

@@ -1,18 +1,25 @@
 """What went wrong, for people: one message without the noise of the libraries it came through."""
 
 import re
-from typing import Final
+import ssl
+from typing import Any, Final
 
 from clickhouse_connect.driver.exceptions import ClickHouseError
 from confluent_kafka import KafkaError, KafkaException
 from tailrace_flows.runner import LockedError
+from tailrace_flows.settings import KafkaSettings
+from tailrace_schemas.clock import monotonic_s
+from tailrace_schemas.kafka_errors import advice
 from tailrace_sinks.migrate import MigrationError
 from urllib3.exceptions import HTTPError
 
 from tailrace_infra.child import ChildError
 from tailrace_infra.topics import TopicsError
 
-__all__ = ["EXPECTED", "reason"]
+__all__ = ["EXPECTED", "kafka_metadata", "kafka_reason", "reason"]
+
+KAFKA_TIMEOUT_S: Final = 5.0
+KAFKA_STEP_S: Final = 1.0
 
 EXPECTED: Final = (
     ChildError,
@@ -33,14 +40,18 @@ _NOISE: Final = (
     (re.compile(r" \(version [^)]*\)\s*$"), ""),
     (re.compile(r"\s*\bFORMAT Native\b(?=[.:;]|\s)"), ""),
 )
+UNKNOWN_USER: Final = frozenset({192, 193, 194, 516})
+"""ClickHouse's codes for a user or password that is none of its."""
 _CHILD_SAYS: Final = re.compile(r"^error: (.+)\Z", re.M | re.S)
 
 
 def reason(error: BaseException) -> str:
     """The message of any error, shortened where it is one of `EXPECTED`."""
     if isinstance(error, KafkaException) and error.args and isinstance(error.args[0], KafkaError):
-        missing = error.args[0].code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)
-        return str(error.args[0].str()) + (" - `tailrace topics` creates the topics" if missing else "")
+        text = str(error.args[0].str())
+        if error.args[0].code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
+            return f"{text} - `tailrace topics` creates the topics"
+        return f"{text} - {told}" if (told := advice(text)) else text
     if isinstance(error, ClickHouseError | HTTPError):
         return _clickhouse(error)
     if isinstance(error, ChildError):
@@ -51,15 +62,55 @@ def reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
+def kafka_metadata(kafka: KafkaSettings) -> Any:
+    """The cluster's, within `KAFKA_TIMEOUT_S`.
+
+    Raises:
+        KafkaException: it cannot be had; with the reason that librdkafka otherwise only logs, such as a password.
+    """
+    from confluent_kafka.admin import AdminClient  # not needed until something is wrong
+
+    heard: list[KafkaError] = []
+    admin = AdminClient({"log_level": 0, **kafka.client(), "error_cb": heard.append})
+    until_s = monotonic_s() + KAFKA_TIMEOUT_S
+    while True:
+        try:
+            return admin.list_topics(timeout=KAFKA_STEP_S)
+        except KafkaException:
+            admin.poll(0)
+            if told := [error for error in heard if advice(error.str())]:
+                raise KafkaException(told[-1]) from None
+            if monotonic_s() >= until_s:
+                raise
+
+
+def kafka_reason(kafka: KafkaSettings, error: BaseException) -> str:
+    """The broker's address and the message of an error met there; asks once more where librdkafka did not say why."""
+    text = reason(error)
+    code = error.args[0].code() if isinstance(error, KafkaException) and error.args else None
+    if code in (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT):
+        try:
+            kafka_metadata(kafka)
+        except KafkaException as found:
+            text = reason(found)
+    return f"{kafka.bootstrap_servers}: {text}"
+
+
 def _clickhouse(error: BaseException) -> str:
     text = str(error)
     if "DB::Exception" in text:
         for pattern, replacement in _NOISE:
             text = pattern.sub(replacement, text)
-        return text
+        code = getattr(error, "code", None)
+        return f"{text} - look at clickhouse.user and clickhouse.password" if code in UNKNOWN_USER else text
     # Not the server's: the connection failed, and the last cause says how.
     last = error
     while (cause := last.__cause__ or last.__context__) is not None:
         last = cause
     detail = last.strerror if isinstance(last, OSError) and last.strerror else str(last)
+    if isinstance(last, ssl.SSLCertVerificationError):
+        name = "mismatch" in last.verify_message or "not valid for" in last.verify_message
+        detail += f" - look at {'clickhouse.url' if name else 'clickhouse.ca_file'}"
+    elif isinstance(last, ssl.SSLError):
+        detail += " - look at clickhouse.url (https?), clickhouse.certificate_file and clickhouse.key_file"
     return f"ClickHouse does not answer: {detail}"

@@ -33,6 +33,7 @@ from pathlib import Path
 import psutil
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
+from tailrace_flows.private_files import open_private, private_directory, write_private
 from tailrace_schemas.clock import monotonic_s
 
 __all__ = [
@@ -171,7 +172,7 @@ def start(
     data_dir = data_dir.resolve()
     if "," in str(data_dir):
         raise KafkaServerError(f"{data_dir}: Kafka takes a comma in the path of its data for two directories")
-    data_dir.mkdir(parents=True, exist_ok=True)
+    private_directory(private_directory(data_dir) / "logs")  # Java would make it as the umask says
     with _only_one_start(data_dir):
         running = status(data_dir)
         if running is None:
@@ -243,7 +244,7 @@ def _tail(text: str, lines: int = 15) -> str:
 @contextmanager
 def _only_one_start(data_dir: Path) -> Iterator[None]:
     """Two starts of one data directory at a time would overwrite each other's pid file: the second waits."""
-    with (data_dir / "start.lock").open("w") as lock:
+    with open_private(data_dir / "start.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -288,7 +289,7 @@ def _write_config(data_dir: Path, port: int, properties: Mapping[str, str]) -> P
         escaped = value.replace("\\", "\\\\")
         text += f"{key}={escaped}\n"
     path = data_dir / "server.properties"
-    path.write_text(text, encoding="utf-8")
+    write_private(path, text)  # the caller's properties may hold passwords
     return path
 
 
@@ -321,15 +322,13 @@ def _launch(java: str, jars: Path, config: Path, bootstrap_servers: str) -> Runn
         os.environ,
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644),
+            (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600),
             (os.POSIX_SPAWN_DUP2, 1, 2),
         ],
         setsid=True,
     )
     running = RunningKafka(bootstrap_servers, pid)
-    written = config.parent / "kafka.json.new"
-    written.write_text(json.dumps(asdict(running)), encoding="utf-8")
-    written.replace(config.parent / "kafka.json")
+    write_private(config.parent / "kafka.json", json.dumps(asdict(running)))
     return running
 
 

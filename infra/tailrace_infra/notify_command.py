@@ -46,7 +46,7 @@ def notify(
     from confluent_kafka import KafkaException
 
     from tailrace_infra.cli import fail, resolved_settings
-    from tailrace_infra.errors import reason
+    from tailrace_infra.errors import kafka_reason
 
     try:
         from tailrace_subscribers.notify.secrets import Masker, MaskingFilter
@@ -75,7 +75,7 @@ def notify(
             notifier.run()
         follower.close()
     except KafkaException as error:
-        fail(f"{kafka.bootstrap_servers}: {reason(error)}")
+        fail(kafka_reason(kafka, error))
     rows = [[name, what, count] for (name, what), count in sorted(notifier.counts.items())]
     write_rows(["receiver", "what", "count"], rows, format)
 

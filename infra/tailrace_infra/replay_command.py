@@ -176,7 +176,7 @@ def _await_rows(settings: Settings, result: ReplayResult) -> dict[str, int]:
         ReplayError: the flow makes no progress.
     """
     with CommittedOffsets(
-        settings.kafka.bootstrap_servers, result.topic, settings.kafka.group_id, settings.kafka.properties
+        settings.kafka.bootstrap_servers, result.topic, settings.kafka.group_id, settings.kafka.client()
     ) as committed:
         wait_stored(result, committed)
     until_s = monotonic_s() + STORED_TIMEOUT_S

@@ -14,18 +14,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 from clickhouse_connect.driver.exceptions import ClickHouseError
+from confluent_kafka import KafkaException
 from tailrace_flows import runner
 from tailrace_flows.all import compose
 from tailrace_flows.core.feed import PoisonedError
 from tailrace_flows.names import FLOWS, joined_name
+from tailrace_flows.private_files import private_umask
 from tailrace_flows.settings import Settings
 from tailrace_schemas import clock
+from tailrace_schemas.kafka_errors import advice
 from tailrace_sinks.clickhouse import WriteRejectedError, connect
 from tailrace_sinks.rollup import rollup
 from urllib3.exceptions import HTTPError
 
 from tailrace_infra.check import check_kafka
 from tailrace_infra.child import Child, ChildError, announce_ready, exit_with_parent, start_child
+from tailrace_infra.errors import reason
 from tailrace_infra.logs import configure_logging
 from tailrace_infra.signals import StopSignal
 
@@ -72,6 +76,7 @@ def run_flow(
         FlowError: the flow failed, or Kafka does not answer.
     """
     # Here, because the engine would take half a minute to notice, and put a panic of its own before our message.
+    private_umask()
     found = check_kafka(settings)
     if not found.ok:
         raise FlowError(found.detail)
@@ -123,6 +128,8 @@ def explain(error: BaseException, settings: Settings) -> str:
         chain.append(cause)
     root = next((one for one in chain if isinstance(one, (PoisonedError, WriteRejectedError))), chain[-1])
     text = str(root) or type(root).__name__
+    if isinstance(root, KafkaException) and root.args and advice(str(root)):
+        return reason(root)
     if "UNKNOWN_TOPIC" in text:
         text += f" - `tailrace topics` creates the topics on {settings.kafka.bootstrap_servers}"
     elif "_TRANSPORT" in text or "timed out" in text.lower():
@@ -179,6 +186,7 @@ def main() -> None:
     parser.add_argument("--duration", type=float)
     options = parser.parse_args()
     configure_logging()
+    private_umask()
     exit_with_parent()
     settings = Settings()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clickhouse_connect.driver.exceptions import ClickHouseError
+from pydantic import SecretStr
 from tailrace_flows.settings import Settings
 from tailrace_schemas.clock import monotonic_s
 from tailrace_sinks.clickhouse import connect
@@ -116,6 +117,5 @@ def _running_or_started(settings: Settings, data_dir: Path) -> tuple[Settings, C
             threading.Event().wait(BUSY_POLL_S)
         else:
             url = f"http://127.0.0.1:{child.ready['port']}"
-            return settings.model_copy(
-                update={"clickhouse": settings.clickhouse.model_copy(update={"url": url})}
-            ), child
+            here = {"url": url, "user": "default", "password": SecretStr("")}  # it has no users
+            return settings.model_copy(update={"clickhouse": settings.clickhouse.model_copy(update=here)}), child

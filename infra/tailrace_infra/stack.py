@@ -14,8 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
+from pydantic import SecretStr
 from tailrace_flows import runner
 from tailrace_flows.names import joined_name
+from tailrace_flows.private_files import private_directory, write_private
 from tailrace_flows.settings import Settings
 from tailrace_schemas.clock import monotonic_s
 from tailrace_sinks.clickhouse import connect
@@ -51,14 +53,22 @@ class Endpoints:
         return {
             "TAILRACE_KAFKA__BOOTSTRAP_SERVERS": self.bootstrap_servers,
             "TAILRACE_CLICKHOUSE__URL": self.clickhouse_url,
+            # Neither has users: whoever else may listen there is not told the passwords of other servers.
+            "TAILRACE_KAFKA__SECURITY_PROTOCOL": "PLAINTEXT",
+            "TAILRACE_CLICKHOUSE__USER": "default",
+            "TAILRACE_CLICKHOUSE__PASSWORD": "",
         }
 
     def apply(self, settings: Settings) -> Settings:
         """The settings of a client of this stack."""
         return settings.model_copy(
             update={
-                "kafka": settings.kafka.model_copy(update={"bootstrap_servers": self.bootstrap_servers}),
-                "clickhouse": settings.clickhouse.model_copy(update={"url": self.clickhouse_url}),
+                "kafka": settings.kafka.model_copy(
+                    update={"bootstrap_servers": self.bootstrap_servers, "security_protocol": "PLAINTEXT"}
+                ),
+                "clickhouse": settings.clickhouse.model_copy(
+                    update={"url": self.clickhouse_url, "user": "default", "password": SecretStr("")}
+                ),
             }
         )
 
@@ -95,9 +105,7 @@ def start_clickhouse(data_dir: Path, port: int) -> Child:
 
 
 def _logs(data_dir: Path) -> Path:
-    logs = data_dir / "logs"
-    logs.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return logs
+    return private_directory(data_dir / "logs")
 
 
 class Stack:
@@ -190,7 +198,7 @@ def embedded_stack(
                 applied = stored_config(data_dir)
                 publish_config(stack.settings.kafka, default_config() if applied is None else applied)
                 _start_flow(stack, "alerts", "alerts,slo,health,anomaly")
-            run_file.write_text(json.dumps(asdict(endpoints)))
+            write_private(run_file, json.dumps(asdict(endpoints)))
             yield stack
         finally:
             run_file.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, ClusterMetadata, ConfigResource, NewTopic, TopicMetadata
 from tailrace_schemas.clock import monotonic_s
+from tailrace_schemas.kafka_errors import advice
 from tailrace_schemas.topics import Topics
 
 from tailrace_infra.broker import is_embedded
@@ -90,8 +91,9 @@ def ensure_topics(
         configs = _configs(admin, present)
     except KafkaException as error:
         admin.poll(0)
-        reason = reasons[-1] if reasons else error.args[0].str()
-        raise TopicsError(f"Kafka at {client.get('bootstrap.servers')}: {reason}") from error
+        reasons.insert(0, error.args[0].str())
+        told = [f"{text} - {said}" for text in reasons if (said := advice(text))]
+        raise TopicsError(f"Kafka at {client.get('bootstrap.servers')}: {(told or reasons)[-1]}") from error
     states = []
     for name, want in wanted.items():
         topic = after.topics[name]
@@ -129,7 +131,9 @@ def _create(admin: AdminClient, missing: Mapping[str, _Wanted], replication_fact
             created.add(name)
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                raise TopicsError(f"topic {name} was not created: {error.args[0].str()}") from error
+                text = error.args[0].str()
+                told = " - the user lacks the right to create topics (ACL: Create)" if "uthoriz" in text else ""
+                raise TopicsError(f"topic {name} was not created: {text}{told}") from error
     return created
 
 

@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
@@ -16,7 +17,7 @@ from urllib3.exceptions import HTTPError
 
 from tailrace_sinks.kafka import StoppedError
 
-__all__ = ["ClickHouseTarget", "ClickHouseWriter", "WriteRejectedError", "WriterStats", "connect"]
+__all__ = ["ClickHouseTarget", "ClickHouseWriter", "TlsFiles", "WriteRejectedError", "WriterStats", "connect"]
 
 log = logging.getLogger(__name__)
 
@@ -76,10 +77,24 @@ class ClickHouseTarget(Protocol):
     def user(self) -> str: ...
     @property
     def password(self) -> Secret: ...
+    @property
+    def ca_file(self) -> Path | None: ...
+    @property
+    def certificate_file(self) -> Path | None: ...
+    @property
+    def key_file(self) -> Path | None: ...
 
 
 class WriteRejectedError(Exception):
     """ClickHouse will never take these rows; with its own message, and what to do about it."""
+
+
+class TlsFiles(NamedTuple):
+    """PEM files for https; None: the authorities are well-known ones, and no certificate is ours."""
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
 
 
 class _Address(NamedTuple):
@@ -106,7 +121,13 @@ def _parse(url: str, database: str, user: str) -> _Address:
     return _Address(secure, parts.hostname, port, parts.username or user, parts.path.strip("/") or database)
 
 
-def _client(address: _Address, password: str, timeout_s: int) -> Any:
+def _client(address: _Address, password: str, timeout_s: int, tls: TlsFiles) -> Any:
+    files: dict[str, Any] = {}
+    if address.secure:  # verified by default, the host's name too
+        named = {"ca_cert": tls.ca, "client_cert": tls.certificate, "client_cert_key": tls.key}
+        files = {name: str(path) for name, path in named.items() if path}
+        if tls.certificate and password:
+            files["tls_mode"] = "strict"  # the certificate opens the connection, the password is who we are
     local = address.host in ("localhost", "127.0.0.1", "::1")
     client = clickhouse_connect.create_client(
         host=address.host,
@@ -121,6 +142,7 @@ def _client(address: _Address, password: str, timeout_s: int) -> Any:
         # Without a session a client may run several queries at once.
         autogenerate_session_id=False,
         client_name="tailrace",
+        **files,
     )
     # Set only now: the client's first queries, about the server, would fail while the database does not exist.
     client.database = address.database
@@ -137,7 +159,8 @@ def connect(target: ClickHouseTarget, *, read_timeout_s: int = READ_TIMEOUT_S) -
         clickhouse_connect.driver.exceptions.Error: the server does not answer, or refuses the user.
     """
     address = _parse(target.url, target.database, target.user)
-    return _client(address, target.password.get_secret_value(), read_timeout_s)
+    tls = TlsFiles(target.ca_file, target.certificate_file, target.key_file)
+    return _client(address, target.password.get_secret_value(), read_timeout_s, tls)
 
 
 @dataclass
@@ -169,6 +192,7 @@ class ClickHouseWriter:
         database: str = "tailrace",
         user: str = "default",
         password: str = "",
+        tls: TlsFiles = TlsFiles(),  # noqa: B008 - immutable
         stop: Callable[[], bool] = lambda: False,
         timeout_s: int = WRITE_TIMEOUT_S,
         sleep: Callable[[float], None] = time.sleep,
@@ -184,6 +208,7 @@ class ClickHouseWriter:
         """
         self._address = _parse(url, database, user)
         self._password = password
+        self._tls = tls
         self._stop = stop
         self._timeout_s = timeout_s
         self._sleep = sleep
@@ -216,7 +241,7 @@ class ClickHouseWriter:
         while True:
             try:
                 if self._client is None:
-                    self._client = _client(self._address, self._password, self._timeout_s)
+                    self._client = _client(self._address, self._password, self._timeout_s, self._tls)
                 self._client.insert_arrow(table, rows, settings=INSERT_SETTINGS)
             except (DriverError, HTTPError, OSError) as error:
                 self._note(table, error)

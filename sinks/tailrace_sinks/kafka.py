@@ -5,14 +5,20 @@ from collections.abc import Callable
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from tailrace_schemas.kafka_errors import SecurityWarnings
 
-__all__ = ["KafkaWriter", "StoppedError"]
+__all__ = ["KafkaWriter", "StoppedError", "about"]
 
 log = logging.getLogger(__name__)
 
 
 class StoppedError(Exception):
     """The process was told to stop while something was not yet durable: it is done again after the restart."""
+
+
+def about(topic: str, error: KafkaError) -> KafkaException:
+    """The exception for an error that Kafka gives without the topic that it is about."""
+    return KafkaException(KafkaError(error.code(), f"topic {topic}: {error.str()}"))
 
 
 class KafkaWriter:
@@ -31,12 +37,13 @@ class KafkaWriter:
                 "compression.type": "zstd",
                 "linger.ms": 5,
                 "message.timeout.ms": 0,
+                "error_cb": SecurityWarnings(log, "writing to Kafka"),
                 "logger": logging.getLogger("tailrace.librdkafka"),
                 **client,
             }
         )
         self._stop = stop
-        self._failed: KafkaError | None = None
+        self._failed: KafkaException | None = None
 
     def write(
         self, topic: str, key: bytes, value: bytes | None, headers: list[tuple[str, bytes]] | None = None
@@ -66,7 +73,7 @@ class KafkaWriter:
         while self._producer.flush(0.25):
             self._check_stop()
         if self._failed is not None:
-            raise KafkaException(self._failed)
+            raise self._failed
 
     def _check_stop(self) -> None:
         if self._stop():
@@ -75,4 +82,4 @@ class KafkaWriter:
     def _confirm(self, error: KafkaError | None, message: Message) -> None:
         if error is not None:
             log.error("%s: not delivered: %s", message.topic(), error.str())
-            self._failed = self._failed or error
+            self._failed = self._failed or about(message.topic(), error)

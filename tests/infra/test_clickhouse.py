@@ -458,6 +458,21 @@ def test_unknown_compression_is_refused(port: int) -> None:
     assert send(port, "SELECT 1", compress="1").code == 48
 
 
+def test_connections_beyond_the_limit_are_closed_at_once(
+    server: ClickHouseServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eventually(lambda: not server._connections)
+    monkeypatch.setattr(server, "_connections_max", 2)
+    with ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(closing(socket.create_connection(("127.0.0.1", server.port))))
+        eventually(lambda: len(server._connections) == 2)
+        with closing(socket.create_connection(("127.0.0.1", server.port), 10)) as refused, suppress(ConnectionError):
+            assert refused.recv(1) == b""
+    eventually(lambda: not server._connections)
+    assert send(server.port, "SELECT 1").text == "1\n"
+
+
 def test_a_body_over_the_limit_is_refused(
     server: ClickHouseServer, table: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from tailrace_flows.settings import Settings, load_settings
+from tailrace_infra import check
 from tailrace_producers.collectors import Group
 
 
@@ -79,7 +80,7 @@ def test_a_variable_that_is_not_json_is_named_and_not_shown(monkeypatch: pytest.
 
 
 def test_properties_are_not_shown() -> None:
-    write('[kafka.properties]\n"ssl.key.password" = "geheim"\n')
+    write('[kafka.properties]\n"security.protocol" = "ssl"\n"ssl.key.password" = "geheim"\n')
     settings = load_settings()
     assert settings.kafka.client()["ssl.key.password"] == "geheim"
     assert "geheim" not in repr(settings)
@@ -133,6 +134,7 @@ def test_a_password_comes_from_a_file_and_is_never_shown(
     section: str, monkeypatch: pytest.MonkeyPatch, directory: Path
 ) -> None:
     (directory / "secret").write_text("geheim\n")
+    monkeypatch.setenv("TAILRACE_KAFKA__SECURITY_PROTOCOL", "SASL_SSL")
     monkeypatch.setenv(f"TAILRACE_{section.upper()}__PASSWORD_FILE", str(directory / "secret"))
     settings = Settings()
     assert getattr(settings, section).password.get_secret_value() == "geheim"
@@ -143,3 +145,67 @@ def test_a_password_comes_from_a_file_and_is_never_shown(
     monkeypatch.delenv(f"TAILRACE_{section.upper()}__PASSWORD")
     with pytest.raises(OSError, match="none"):
         Settings()
+
+
+def test_librdkafka_gets_what_the_settings_name(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
+    for name in ("ca.pem", "me.pem", "me.key"):
+        (directory / name).touch()
+    write(
+        '[kafka]\nsecurity_protocol = "SASL_SSL"\nsasl_mechanism = "SCRAM-SHA-512"\nusername = "me"\n'
+        'ca_file = "ca.pem"\ncertificate_file = "me.pem"\nkey_file = "me.key"\n'
+        '[kafka.properties]\n"sasl.username" = "other"\n"client.id" = "x"\n'
+    )
+    monkeypatch.setenv("TAILRACE_KAFKA__PASSWORD", "geheim")
+    (directory / "phrase").write_text("phrase\n")
+    monkeypatch.setenv("TAILRACE_KAFKA__KEY_PASSWORD_FILE", str(directory / "phrase"))
+    assert load_settings().kafka.client() == {
+        "bootstrap.servers": "localhost:9092", "client.id": "x",
+        "security.protocol": "SASL_SSL", "sasl.mechanism": "SCRAM-SHA-512", "sasl.username": "me",
+        "sasl.password": "geheim", "ssl.ca.location": "ca.pem", "ssl.certificate.location": "me.pem",
+        "ssl.key.location": "me.key", "ssl.key.password": "phrase",
+    }  # fmt: skip
+    # As for a stack on this machine, which has no TLS: nothing of it, secrets least of all.
+    monkeypatch.setenv("TAILRACE_KAFKA__SECURITY_PROTOCOL", "PLAINTEXT")
+    assert load_settings().kafka.client() == {
+        "bootstrap.servers": "localhost:9092", "client.id": "x", "security.protocol": "PLAINTEXT",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('username = "me"', r"kafka: .*username and password need security_protocol to be SASL_SSL"),
+        ('password = "geheim"', r"kafka: .*username and password need security_protocol to be SASL_SSL"),
+        ('ca_file = "tailrace.toml"', r"kafka: .*need security_protocol to be SSL or SASL_SSL"),
+        ('security_protocol = "SSL"\nca_file = "none.pem"', r"kafka\.ca_file: Path does not point to a file"),
+        ('security_protocol = "TLS"', r"kafka\.security_protocol: Input should be 'PLAINTEXT', 'SSL'"),
+        ('sasl_mechanism = "MD5"', r"kafka\.sasl_mechanism: Input should be 'PLAIN', 'SCRAM-SHA-256'"),
+        ('security_protocol = "SSL"\nkey_file = "tailrace.toml"', r"kafka: .*key_file is the key of certificate_file"),
+    ],
+)
+def test_security_settings_that_cannot_be_are_named(text: str, message: str) -> None:
+    write(f"[kafka]\n{text}\n")
+    with pytest.raises(ValueError, match=message) as caught:
+        load_settings()
+    assert "geheim" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kafka", "clickhouse", "exposed"),
+    [
+        ({}, {"url": "http://db:8123"}, []),
+        ({}, {"url": "http://localhost:8123", "password": "x"}, []),
+        ({}, {"url": "https://db:8443", "password": "x"}, []),
+        ({}, {"url": "http://db:8123", "password": "x"}, ["clickhouse.password"]),
+        ({"security_protocol": "SASL_SSL", "bootstrap_servers": "a:1"}, {}, []),
+        ({"security_protocol": "SASL_PLAINTEXT", "bootstrap_servers": "127.0.0.1:1,[::1]:2"}, {}, []),
+        ({"security_protocol": "SASL_PLAINTEXT", "bootstrap_servers": "localhost:1,a:1"}, {}, ["kafka.password"]),
+    ],
+)
+def test_passwords_that_would_be_sent_as_they_are_are_told(
+    kafka: dict[str, str], clickhouse: dict[str, str], exposed: list[str]
+) -> None:
+    secret = {"username": "me", "password": "geheim"} if kafka else {}
+    said = check._settings(Settings(kafka={**kafka, **secret}, clickhouse=clickhouse))
+    assert [name for name in ("kafka.password", "clickhouse.password") if name in said] == exposed
+    assert "geheim" not in said

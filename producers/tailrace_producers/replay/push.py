@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple, Self
 import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from tailrace_schemas.clock import monotonic_s, now_us
+from tailrace_schemas.kafka_errors import advice
 from tailrace_schemas.samples import MAX_MESSAGE_BYTES
 from tailrace_schemas.topics import Topics
 
@@ -308,13 +309,16 @@ class _Ahead:
 
 
 class _LastError:
-    """What librdkafka last complained of, not concerning a message."""
+    """What librdkafka last complained of, not concerning a message; rather why than that no broker is there."""
 
     def __init__(self) -> None:
         self.text = ""
 
     def __call__(self, error: KafkaError) -> None:
-        self.text = error.str()
+        if told := advice(error.str()):
+            self.text = f"{error.str()} - {told}"
+        elif not advice(self.text):
+            self.text = error.str()
 
 
 class _Sender:
@@ -460,7 +464,8 @@ class _Sender:
             detail = self._last_error.text or error.args[0].str()
             raise ReplayError(f"no Kafka broker answers at {self._bootstrap_servers}: {detail}") from error
         if topic.error is not None:
-            raise ReplayError(f"topic {self._topic!r} at {self._bootstrap_servers}: {topic.error.str()}")
+            told = f" - {said}" if (said := advice(topic.error.str())) else ""
+            raise ReplayError(f"topic {self._topic!r} at {self._bootstrap_servers}: {topic.error.str()}{told}")
 
     def _wait(self, seconds: float) -> None:
         (self._waiting or self._producer.poll)(seconds)
