@@ -5,6 +5,8 @@ or the process dies, the epoch is done again. Rows are versioned and dead letter
 is recognised. (Bytewax's `DynamicSink`s and its `KafkaSink` do not hold back the commit.)
 """
 
+import queue
+import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -27,8 +29,10 @@ __all__ = [
     "RowWriter",
 ]  # fmt: skip
 
-FLUSH_ROWS = 100_000
-"""Rows that are written before the epoch ends, to bound memory."""
+WRITE_ROWS = 20_000
+"""Rows that are written before the epoch ends, so that the flow computes meanwhile, and memory is bounded."""
+WAITING_WRITES = 2
+"""Then the flow waits for ClickHouse."""
 AGGREGATE_BYTES = 400_000
 """A message's rows, at most, so that it stays below Kafka's default limit of 1 MB."""
 
@@ -105,9 +109,10 @@ class ClickHouseSink(_SharedSink):
 
 class _Rows:
     def __init__(self, writer: RowWriter) -> None:
-        self._writer = writer
+        self._writer = _Behind(writer)
         self._batches: dict[str, list[Any]] = {}
         self._rows = 0
+        self._counters: list[Any] = []
 
     def write_batch(self, values: list[Output]) -> None:
         for output in values:
@@ -116,20 +121,63 @@ class _Rows:
             if output.events is not None:
                 self._add("event_rows", output.events)
             if output.counters is not None:
-                self._add("counter_rows", output.counters)
-        if self._rows >= FLUSH_ROWS:
-            self.flush()
+                self._counters.append(output.counters)
+        if self._rows >= WRITE_ROWS:
+            self._write()
 
     def _add(self, table: str, batch: Any) -> None:
         self._batches.setdefault(table, []).append(batch)
         self._rows += batch.num_rows
 
-    def flush(self) -> None:
-        # Counters last: when a stream is counted as ended, all its rows are there.
-        for table in sorted(self._batches, key=lambda name: name == "counter_rows"):
-            self._writer.write(table, self._batches[table])
-        self._batches.clear()
+    def _write(self) -> None:
+        for table, batches in self._batches.items():
+            self._writer.write(table, batches)
+        self._batches = {}
         self._rows = 0
+
+    def flush(self) -> None:
+        self._write()
+        # Counters last: when a stream is counted as ended, all its rows are there.
+        if self._counters:
+            self._writer.write("counter_rows", self._counters)
+            self._counters = []
+        self._writer.wait()
+
+
+class _Behind:
+    """Writes in a thread of its own, in order. Of two cores ClickHouse keeps one busy while the flow uses the other."""
+
+    def __init__(self, writer: RowWriter) -> None:
+        self._writer = writer
+        self._waiting: queue.Queue[tuple[str, list[Any]]] = queue.Queue(WAITING_WRITES)
+        self._failure: BaseException | None = None
+        # A daemon: once the flow has failed, nobody waits for ClickHouse.
+        threading.Thread(target=self._run, name="clickhouse", daemon=True).start()
+
+    def write(self, table: str, batches: list[Any]) -> None:
+        """Queues a write; raises what an earlier one raised."""
+        self._check()
+        self._waiting.put((table, batches))
+
+    def wait(self) -> None:
+        """Returns when all is durable; raises what a write raised."""
+        self._waiting.join()
+        self._check()
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _run(self) -> None:
+        while True:
+            table, batches = self._waiting.get()
+            try:
+                if self._failure is None:
+                    self._writer.write(table, batches)
+            except BaseException as error:  # noqa: BLE001 - raised again in the flow's thread
+                self._failure = error
+            finally:
+                self._waiting.task_done()
 
 
 class AggregatesSink(_SharedSink):

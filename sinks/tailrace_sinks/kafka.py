@@ -34,7 +34,8 @@ class KafkaWriter:
             {
                 "enable.idempotence": True,
                 "partitioner": "murmur2_random",
-                "compression.type": "zstd",
+                # zstd would halve the bytes of aggregates, and take 1.5 us more of a core for each row.
+                "compression.type": "lz4",
                 "linger.ms": 5,
                 "message.timeout.ms": 0,
                 "error_cb": SecurityWarnings(log, "writing to Kafka"),

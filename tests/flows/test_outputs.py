@@ -3,11 +3,12 @@
 from typing import Any
 
 import pyarrow as pa
+import pytest
 from tailrace_flows.core.chunk import UNKNOWN_US
 from tailrace_flows.core.shard import Output
 from tailrace_flows.core.table import NO_ROWS, Block
-from tailrace_flows.outputs import AGGREGATE_BYTES, AggregatesSink
-from tailrace_schemas.rows import WindowRows, decode_window_rows
+from tailrace_flows.outputs import AGGREGATE_BYTES, WRITE_ROWS, AggregatesSink, ClickHouseSink
+from tailrace_schemas.rows import COUNTERS, WindowRows, decode_window_rows
 
 from tests.flows.writing import Writer, run
 
@@ -56,3 +57,39 @@ def test_only_the_last_message_of_a_service_says_that_its_windows_are_closed() -
 def test_passing_time_is_told_without_rows() -> None:
     (found,) = written(Output([Block("cart", "", 10, 70, NO_ROWS)]))
     assert (found.watermark_us, found.rows.num_rows) == (70, 0)
+
+
+class Table:
+    """Takes writes, or raises; keeps their order."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        self.failure = failure
+        self.written: list[tuple[str, int]] = []
+
+    def write(self, table: str, batches: list[Any]) -> None:
+        if self.failure is not None:
+            raise self.failure
+        self.written.append((table, sum(batch.num_rows for batch in batches)))
+
+
+def counters() -> Any:
+    return pa.RecordBatch.from_arrays([pa.nulls(1, field.type) for field in COUNTERS], names=COUNTERS.names)
+
+
+def test_when_an_epoch_ends_all_rows_are_written_and_counters_after_them() -> None:
+    table, rows = Table(), many_rows("cart")
+    part = ClickHouseSink(lambda: table).build_part("clickhouse", "00", None)
+    for _ in range(WRITE_ROWS // rows.num_rows + 1):
+        part.write_batch([Output([Block("cart", "", 10, 70, rows)], None, counters())])
+    part.snapshot()
+    assert sum(count for name, count in table.written if name == "rows_10s") == WRITE_ROWS + rows.num_rows
+    assert len([name for name, _ in table.written if name == "rows_10s"]) > 1  # not all at once
+    assert table.written[-1] == ("counter_rows", WRITE_ROWS // rows.num_rows + 1)
+
+
+def test_a_write_that_fails_fails_the_epoch_and_all_that_follow() -> None:
+    part = ClickHouseSink(lambda: Table(OSError("no such table"))).build_part("clickhouse", "00", None)
+    part.write_batch([Output([Block("cart", "", 10, 70, many_rows("cart").slice(0, 1))])])
+    for _ in range(2):
+        with pytest.raises(OSError, match="no such table"):
+            part.snapshot()

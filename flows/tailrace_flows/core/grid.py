@@ -67,16 +67,17 @@ class Grid:
     def __init__(self, bands: Bands) -> None:
         self._width, self._width_bits = bands.width, bands.width.bit_length() - 1
         self._lowest = bands.lowest
-        self._slots = np.flatnonzero(bands.lowest != NOWHERE)
+        slots = np.flatnonzero(bands.lowest != NOWHERE)
+        self._first_keys = (slots << CODE_BITS) + bands.lowest[slots] + CODE_BIAS
         self._row_begins = np.zeros(bands.lowest.size, np.int64)
-        self._row_begins[self._slots] = np.arange(self._slots.size) * bands.width
-        self._cells = np.zeros(self._slots.size * bands.width, np.uint32)
+        self._row_begins[slots] = np.arange(slots.size) * bands.width
+        self._cells = np.zeros(slots.size * bands.width, np.uint32)
         self.samples = 0
 
-    def add(self, slots: Ints, codes: Ints, size: int) -> Ints | None:
-        """Counts what lies within the bands; returns which of (n,) do not, or None. `size`: all slots there are.
+    def add(self, slots: Ints, codes: Ints, size: int, counts: Ints | None = None) -> Ints | None:
+        """Counts what lies within the bands, `counts` times or once; returns which of (n,) do not, or None.
 
-        About 4 ns a sample.
+        `size`: all slots there are. About 4 ns a sample.
         """
         if self._lowest.size < size:
             self._lowest = _grown(self._lowest, size)
@@ -88,18 +89,17 @@ class Grid:
             within = distance < self._width
             inside, outside = np.flatnonzero(within), np.flatnonzero(~within)
             at, slots = at[inside], slots[inside]
+            counts = None if counts is None else counts[inside]
         at += self._row_begins[slots]
-        np.add.at(self._cells, at, np.uint32(1))
+        np.add.at(self._cells, at, np.uint32(1) if counts is None else counts.astype(np.uint32))
         self.samples += at.size
         return outside
 
     def run(self) -> Run:
-        """What was counted, as a run."""
+        """What was counted, as a run. About 5 ns a bucket."""
         at = np.flatnonzero(self._cells != 0)  # of booleans six times as fast
-        slots = self._slots[at >> self._width_bits]
-        keys = at & (self._width - 1)
-        keys += self._lowest[slots] + CODE_BIAS
-        keys |= slots << CODE_BITS
+        keys = self._first_keys[at >> self._width_bits]
+        keys += at & (self._width - 1)
         return keys, self._cells[at].astype(np.int64)
 
 
