@@ -22,6 +22,10 @@ from tailrace_schemas.config.anomaly import DetectorSpec
             "{name: r, queries: {a: {metric: x, aggregate: count}, b: {metric: y, aggregate: count}}, value: a / b}",
             "r: every 1m, a / b (a is the number of samples of x over 1m; b is the number of samples of y over 1m) is judged by its own past; flagged when off by at least 10% of what was expected.",
         ),
+        (
+            "{name: s, queries: {a: {metric: x, aggregate: count}, b: {metric: y, aggregate: count}}, signals: {ratio: a / b, rate: b}, by: [service]}",
+            "s: every 1m, ratio, rate (ratio: a / b (a is the number of samples of x over 1m; b is the number of samples of y over 1m); rate: b (b is the number of samples of y over 1m)), for each service, are judged by their own past, and flagged when they are unusual together.",
+        ),
     ],
 )
 def test_what_a_detector_means(text: str, sentence: str) -> None:
@@ -35,6 +39,22 @@ def test_what_a_detector_means(text: str, sentence: str) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
+        (
+            "{name: a, queries: {b: {metric: x, aggregate: mean}}, signals: {one: b}}",
+            "detectors[0].signals: one signal is a `value`; several are judged together",
+        ),
+        (
+            "{name: a, queries: {b: {metric: x, aggregate: mean}}, signals: {one: b, two: c}}",
+            "detectors[0].signals.two: there is no query 'c'; there is: b",
+        ),
+        (
+            "{name: a, queries: {b: {metric: x, aggregate: mean}}, signals: {one: b, two: b * 2}, direction: above}",
+            "detectors[0].direction: has no meaning with `signals`, which are judged together",
+        ),
+        (
+            "{name: a, queries: {b: {metric: x, aggregate: mean}, c: {metric: y, aggregate: mean}}, signals: {one: b, two: b * 2}}",
+            "detectors[0].queries.c: is used by none of the `signals`",
+        ),
         ("{name: a}", "detectors[0]: needs a `metric`, or `queries` and a `value`"),
         ("{name: a, metric: b}", "detectors[0].metric: needs an `aggregate`; there are: "),
         ("{name: a, metric: b, aggregate: p101}", "detectors[0].aggregate: 'p101' is no aggregate; there are: "),

@@ -50,13 +50,13 @@ def baseline_id(source: str, labels: Labels) -> str:
 class Baselines:
     """See the module. About 1.6 kB a label set, in memory and in each snapshot."""
 
-    def __init__(self, config: AnomalyConfig, state: Any = None) -> None:
-        """Anew, or from `snapshot`.
+    def __init__(self, config: AnomalyConfig, state: Any = None, extra: Labels = ()) -> None:
+        """Anew, or from `snapshot`. `extra` labels tell these baselines from others of the same source.
 
         Raises:
             ValueError: the state is of another format.
         """
-        self._config = config
+        self._extra = extra
         self._slots: dict[Labels, int] = {}
         self._free: list[int] = []
         self._seen_us: NDArray[np.int64] = np.empty(0, np.int64)
@@ -101,7 +101,7 @@ class Baselines:
         band = self.bank.band(t_us, slots)
         columns = (self.bank.points[slots], band.warming_up, band.expected, band.low, band.high, self.bank.bar[slots])
         for slot, *of_series in zip(slots.tolist(), *(column.tolist() for column in columns), strict=True):
-            yield Baseline(labels[slot], *of_series)
+            yield Baseline(tuple(sorted(labels[slot] + self._extra)), *of_series)
 
     def slot(self, labels: Labels) -> int | None:
         """Where a label set is."""
@@ -117,7 +117,7 @@ class Baselines:
     def reset(self, source: str, baseline: str) -> bool:
         """Begins anew with the label set of that `baseline_id`; False: it is none of these."""
         for labels, slot in self._slots.items():
-            if baseline_id(source, labels) == baseline:
+            if baseline_id(source, tuple(sorted(labels + self._extra))) == baseline:
                 self.bank.reset(np.array([slot]))
                 self._bank_state = None
                 return True
@@ -162,10 +162,9 @@ class AutoThreshold:
     def __init__(self, *, above: bool, period_us: int, state: Any = None) -> None:
         """Anew, or from `snapshot`. Raises as `Baselines` does."""
         direction = Direction.ABOVE if above else Direction.BELOW
-        self._config = AnomalyConfig(direction=direction)
         self._above, self._period_us = above, period_us
         baselines, held = (None, np.empty(0, np.int32)) if state is None else state
-        self._baselines = Baselines(self._config, baselines)
+        self._baselines = Baselines(AnomalyConfig(direction=direction), baselines)
         self._held: NDArray[np.int32] = held.copy()
         """By slot, for how many points the threshold has been passed."""
 

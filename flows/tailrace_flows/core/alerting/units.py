@@ -16,7 +16,7 @@ from tailrace_schemas.config.slo import SloSpec
 from tailrace_schemas.rows import WINDOW_ROWS, WindowRows
 from tailrace_schemas.samples import Series
 
-from tailrace_flows.core.alerting.anomalies import Anomalies, Judged
+from tailrace_flows.core.alerting.anomalies import Anomalies, JointAnomalies, Judged
 from tailrace_flows.core.alerting.baselines import BASELINES_US, Baseline, baseline_id
 from tailrace_flows.core.alerting.burn import Stored
 from tailrace_flows.core.alerting.evaluator import Findings, Moment, Plan
@@ -234,13 +234,15 @@ class AnomalyUnit:
 
     def __init__(self, spec: DetectorSpec, state: Any = None) -> None:
         self.spec = spec
-        anomalies, flagged, marked = (None, {}, []) if state is None else state
+        joint, anomalies, flagged, marked = (False, None, {}, []) if state is None else state
         self._flagged: dict[str, tuple[Labels, dict[str, Any]]] = dict(flagged)
         """Anomaly id -> labels and stored row of the latest flags."""
         self._marked: list[dict[str, Any]] = list(marked)
         """Rows that a person marked since the last evaluation."""
-        self._anomalies = Anomalies(spec, anomalies)
-        self._what = spec.question().subject()
+        kept = anomalies if state is None or bool(spec.signals) == joint else None
+        build = JointAnomalies if spec.signals else Anomalies
+        self._anomalies: Anomalies | JointAnomalies = build(spec, kept)
+        self._what = spec.what if spec.signals else spec.question().subject()
         self._learned_as = f"detector:{spec.name}"
         self.interval_us = self._anomalies.interval_us
         self.keep: Mapping[str, Keep] = self._anomalies.keep
@@ -295,7 +297,7 @@ class AnomalyUnit:
 
     def snapshot(self) -> Any:
         """As `Unit.snapshot`."""
-        return self._anomalies.snapshot(), dict(self._flagged), list(self._marked)
+        return bool(self.spec.signals), self._anomalies.snapshot(), dict(self._flagged), list(self._marked)
 
     def _row(self, one: Judged, t_us: int) -> dict[str, Any]:
         labels = dict(one.labels)
@@ -308,7 +310,8 @@ class AnomalyUnit:
             "labels": list(one.labels),
             "window_end": t_us // 1_000_000,
             **{name: getattr(one, name) for name in ("value", "expected", "low", "high", "score", "flag", "bar")},
-            "reason": f"{self._what} is {one.value:.4g}, {side} the expected {one.expected:.4g} "
+            "reason": one.reason
+            or f"{self._what} is {one.value:.4g}, {side} the expected {one.expected:.4g} "
             f"({one.low:.4g} to {one.high:.4g} is usual)",
             "marked_by": "",
             "version": 1,

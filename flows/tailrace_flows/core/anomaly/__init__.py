@@ -3,5 +3,6 @@
 from tailrace_flows.core.anomaly.bank import Band, DetectorBank, Verdicts
 from tailrace_flows.core.anomaly.config import AnomalyConfig, Direction
 from tailrace_flows.core.anomaly.detector import Detector, Verdict
+from tailrace_flows.core.anomaly.joint import Joint
 
-__all__ = ["AnomalyConfig", "Band", "Detector", "DetectorBank", "Direction", "Verdict", "Verdicts"]
+__all__ = ["AnomalyConfig", "Band", "Detector", "DetectorBank", "Direction", "Joint", "Verdict", "Verdicts"]
