@@ -5,6 +5,7 @@
 
 import os
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -218,3 +219,33 @@ def test_services_that_are_in_several_partitions_lose_nothing(hold: bool, record
     totals = [total for (*_, name), total in machine.counters.items() if name == Count.SAMPLES]
     assert sum(totals) == len(expect(records, config).samples)
     assert not {name for *_, name in machine.counters} & {Count.LATE, Count.DUPLICATE_BATCHES}
+
+
+# -- another configuration -------------------------------------------------------------------------------
+
+LATER_US = START_US + 400 * S
+
+
+@pytest.mark.parametrize("crash_again", [False, True])
+def test_a_lower_lateness_after_a_restart_retires_no_window_before_it_is_rebuilt(crash_again: bool) -> None:
+    """In the next generation, so that no fuller row of before the restart hides what is missing."""
+    log: list[Entry] = [
+        Batch("cart", "", "p", n, SERIES, tuple((row, START_US + n * 2 * S, float(n)) for row in range(8)), LATER_US)
+        for n in range(100)
+    ]
+    machine = Machine([log], WindowConfig(lateness_s=120))
+    machine.poll(0, 98)
+    machine.commit()
+    machine.config = WindowConfig(lateness_s=10, max_future_s=10, generation=1, disorder_s=0)
+    machine.crash()
+    for _ in range(3):
+        machine.poll(0, 7)
+        machine.wait(2)
+        machine.commit()
+    if crash_again:
+        machine.crash()
+    machine.finish(7)
+    expected = expect([log], replace(machine.config, lateness_s=120)).rows
+    assert machine.rows.keys() == expected.keys()
+    for key, row in machine.rows.items():
+        check_row(key, row, expected[key], replace(machine.config, generation=row["version"] >> 48))

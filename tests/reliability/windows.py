@@ -216,11 +216,10 @@ def _backlog(random: Random) -> Plan:
 def _live(random: Random) -> Plan:
     """Records come as time passes, none later than allowed; services fall silent; restarts change the configuration."""
     clients = Clients(random, random.randint(1, 4))
-    disorder_s, lateness_s = random.choice((0.0, 2.0)), random.choice((20.0, 60.0, 120.0))
     configs = [
         WindowConfig(
-            disorder_s=disorder_s,
-            lateness_s=lateness_s,
+            disorder_s=random.choice((0.0, 2.0)),
+            lateness_s=random.choice((20.0, 60.0, 120.0)),
             max_future_s=20.0,
             idle_s=random.choice((3.0, 10.0)),
             scale=random.choice((6, 6, 6, 4)),

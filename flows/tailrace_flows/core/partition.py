@@ -130,6 +130,8 @@ class Partition:
         self._watermarks_us = dict(kept.watermarks_us)
         self._newest_us = dict(kept.newest_us)
         self._seen_us = dict.fromkeys(self._watermarks_us, now_us)
+        self._rebuilding: set[StreamName] = set()
+        """Streams of which nothing has been sent but what is read again: their shards retire nothing of it yet."""
         self._segments: deque[_Segment] = deque()
         self._segment = _Segment(self.next_offset)
         self._counters = Counters(f"partition {number}", kept.totals)
@@ -216,6 +218,7 @@ class Partition:
         for service, stream in ended:
             self._watermarks_us[(service, stream)] = AFTER_ALL
             self._newest_us.pop((service, stream), None)
+            self._rebuilding.discard((service, stream))
             items.append((shard_of(service), Mark(self.number, service, stream, 0)))
         return items, letters
 
@@ -268,6 +271,11 @@ class Partition:
                 self._newest_us[name] = max(newest, self._newest_us.get(name, newest))
                 self._segment.newest_us[name] = max(newest, self._segment.newest_us.get(name, newest))
             self._seen_us[name] = now_us
+            sent = [chunk.replayed for chunk in group if chunk.value.size]
+            if sent and all(sent):
+                self._rebuilding.add(name)
+            elif sent:
+                self._rebuilding.discard(name)
 
     # -- silence ------------------------------------------------------------------------------------
 
@@ -283,6 +291,7 @@ class Partition:
                 continue
             retire = not name[1] or silence_us >= BACKFILL_IDLE_US
             items.append((shard_of(name[0]), Mark(self.number, *name, now_us, retire)))
+            self._rebuilding.discard(name)
             if not retire:
                 continue
             # The shard retires what exists as wall time passes it; this side must not be ahead of it.
@@ -332,7 +341,8 @@ class Partition:
 
     def _released(self, segment: _Segment) -> bool:
         return all(
-            self.config.retired_after_us(newest_us) <= self._watermarks_us.get(name, AFTER_ALL)
+            name not in self._rebuilding
+            and self.config.retired_after_us(newest_us) <= self._watermarks_us.get(name, AFTER_ALL)
             for name, newest_us in segment.newest_us.items()
         )
 

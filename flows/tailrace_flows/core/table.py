@@ -107,6 +107,9 @@ class WindowTable:
         # But what closes from now on may lack what another partition has still to replay: events up to this time.
         replayed = state.windows is None and state.watermark_us > BEFORE_ALL
         self._replayed_us = state.watermark_us + config.disorder_us if replayed else BEFORE_ALL - 1
+        self._rebuilding = False
+        """What was read before a restart is being read again: a window that retired now, since the lateness or the
+        disorder has been set lower, would miss the rest of it."""
         self._unsettled = state.dirty
         """(length, start) of settled windows whose rows are not what they should be."""
         every = np.arange(len(self._series.series), dtype=np.int32)
@@ -122,6 +125,7 @@ class WindowTable:
         time_us, value = chunk.time_us, chunk.value
         if value.size == 0:
             return Added(0, 0, 0, None)
+        self._rebuilding = chunk.replayed
         newest_us = int(chunk.newest_us.max())
         first_us = chunk.oldest_us - chunk.oldest_us % self.config.window_us
         late = self._late(chunk, first_us)
@@ -282,6 +286,7 @@ class WindowTable:
         """
         config = self.config
         boundary = now_us - config.disorder_us
+        self._rebuilding = False
         if retire:
             self.watermark_us = max(self.watermark_us, min(boundary, self.open_until_us))
         before_us = self.closed_until_us
@@ -293,6 +298,7 @@ class WindowTable:
     def end(self) -> list[Block]:
         """The stream is over: all its windows close and retire."""
         self.watermark_us = AFTER_ALL
+        self._rebuilding = False
         return self.emit()
 
     def emit_all(self) -> list[Block]:
@@ -336,7 +342,7 @@ class WindowTable:
         config = self.config
         until_us = self.watermark_us - config.lateness_us
         until_us -= until_us % config.rollup_us
-        if until_us <= self._retired_until_us:
+        if until_us <= self._retired_until_us or self._rebuilding:
             return
         self._retired_until_us = until_us
         for minute in sorted(start for start in self._minutes if start < until_us):
