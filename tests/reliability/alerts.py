@@ -205,7 +205,8 @@ class _Judge:
         states = self.states.setdefault(source, {})
         elapsed_us = t_us - self.last_us.get(source, t_us)
         self.last_us[source] = t_us
-        threshold = rule.threshold or 0.0
+        assert isinstance(rule.threshold, float)
+        threshold = rule.threshold
         clear = threshold if rule.clear_threshold is None else rule.clear_threshold
         for labels in sorted({*values, *states}):
             value = values.get(labels, float("nan"))

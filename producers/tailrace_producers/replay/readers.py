@@ -227,7 +227,7 @@ def _with_first(first: LineBlock, rest: Iterator[LineBlock]) -> Iterator[LineBlo
 def _parsed(block: LineBlock, names: list[str], layout: Layout) -> tuple[Any, int, int]:
     """(table of the columns that are read, lines of another number of columns, lines with a lone quote)."""
     data, doubtful = _without_lone_quotes(block)
-    short = 0
+    data, short = _without_broken_lines(data, len(names))
 
     def skip(_: Any) -> str:
         nonlocal short
@@ -266,6 +266,28 @@ def _without_lone_quotes(block: LineBlock) -> tuple[bytes, int]:
         return block.data, 0
     kept = np.repeat(~odd, np.diff(block.starts, append=len(octets)))
     return octets[kept].tobytes(), int(np.count_nonzero(odd))
+
+
+def _without_broken_lines(data: bytes, columns: int) -> tuple[bytes, int]:
+    """(without the lines of another number of columns that are not UTF-8, how many those were).
+
+    Arrow hands lines of another number of columns to its handler as text, and gives up on the file where they are none.
+    """
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        lines = data.split(b"\n")
+        kept = [line for line in lines if _is_utf8(line) or len(_fields(line.rstrip(b"\r"))) == columns]
+        return b"\n".join(kept), len(lines) - len(kept)
+    return data, 0
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _csv_examples(block: LineBlock, reasons: npt.NDArray[np.int8], columns: int) -> Iterator[BadLine]:
