@@ -31,6 +31,7 @@ from tailrace_flows.core.alerting.responder import Responder, Response
 from tailrace_flows.core.alerting.store import STEP_US
 from tailrace_flows.core.alerting.units import SloUnit, plan
 from tailrace_flows.core.feed import TopicFeed
+from tailrace_flows.core.shard import Output
 from tailrace_flows.outputs import AggregatesSink, DeadLettersSink, EventsSink, FindingsSink, NotificationsSink
 from tailrace_flows.settings import Settings
 from tailrace_flows.source import Place, TopicSource
@@ -178,9 +179,12 @@ def add_alerts(dataflow: Dataflow, adapters: Adapters, parts: Collection[str]) -
 
         group = f"{adapters.settings.kafka.topic_prefix}-{dataflow.flow_id.removeprefix('tailrace_')}"
         source = TopicSource(client, topic, group, build, stop=adapters.stop, since_us=since_us or None)
-        kinds = op.branch(f"{name}_good", op.input(name, dataflow, source), _is_good)
+        sides = op.branch(f"{name}_counts", op.input(name, dataflow, source), _is_counts)
+        counts.append(op.map(f"{name}_counted", sides.trues, _counted))
+        kinds = op.branch(f"{name}_good", sides.falses, _is_good)
         return kinds.trues, op.key_on(f"{name}_letter_key", kinds.falses, lambda letter: str(letter.partition))
 
+    counts: list[Any] = []
     changes, letters = read("config", topics.config, decode_change, anew=True)
     commands, more = read("commands", topics.commands, lambda _, value: read_command(value))
     all_letters = [letters, more]
@@ -203,7 +207,7 @@ def add_alerts(dataflow: Dataflow, adapters: Adapters, parts: Collection[str]) -
         responses = op.stateful_batch("respond", heard, lambda state: _Respond(config, state))
         op.output("notifications", responses, NotificationsSink(adapters.kafka, topics.notifications, topics.alerts))
         found.append(op.map_value("answers", responses, _stored))
-    op.output("findings", op.merge("all_findings", *found), FindingsSink(adapters.clickhouse))
+    op.output("findings", op.merge("all_findings", *found, *counts), FindingsSink(adapters.clickhouse))
     op.output("letters", op.merge("all_letters", *all_letters), DeadLettersSink(adapters.kafka, topics.dead_letters))
 
 
@@ -211,6 +215,15 @@ def _stored(response: Response) -> Findings:
     """What of a response goes to ClickHouse."""
     incidents = [incident_row(one) for one in response.incidents]
     return Findings(response.events, {"incident_rows": incidents} if incidents else {})
+
+
+def _is_counts(item: Judged | Heard | DeadLetter | Output) -> TypeGuard[Output]:
+    return isinstance(item, Output)
+
+
+def _counted(counts: Output) -> tuple[str, Findings]:
+    """What a source has counted, for ClickHouse."""
+    return "00", Findings(counters=counts.counters)
 
 
 def _is_good(item: Judged | Heard | DeadLetter) -> TypeGuard[Judged | Heard]:

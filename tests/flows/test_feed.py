@@ -57,6 +57,21 @@ def test_an_unreadable_record_is_a_dead_letter_with_its_place_and_the_reason() -
     assert "invalid literal" in letters[0].detail
 
 
+def test_dead_letters_and_gaps_are_counted_by_topic_once() -> None:
+    one = feed()
+    assert one.counter_rows(0) is None
+    one.gap(2)
+    one.read(records(b"1", b"x", None, first=2), 0)
+    again = feed(one.snapshot(0))
+    for counting in (one, again):
+        rows = [(row["scope"], row["name"], row["value"]) for row in counting.counter_rows(5).to_pylist()]
+        assert rows == [
+            ("numbers[3]", "dead_letters.unreadable.numbers", 2),
+            ("numbers[3]", "gap_records.numbers", 2),
+        ]
+        assert counting.counter_rows(6) is None
+
+
 def test_too_many_unreadable_records_in_a_row_stop_the_flow() -> None:
     one = feed()
     one.read(records(*[b"x"] * (MAX_INVALID_RUN - 1), b"1"), 0)  # a good one between

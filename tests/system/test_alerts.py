@@ -159,6 +159,7 @@ def test_an_alert_begins_is_acknowledged_and_ends(embedded_broker: str, clickhou
             )
             sent = command_message(unknown)
             writer.write(b.settings.kafka.topics.commands, sent.key, sent.value, sent.headers)
+            writer.write(b.settings.kafka.topics.commands, b"x", b"no command")
             writer.flush()
             host.at_us = (now_us() // S - 15) * S  # the people took their time
             host.busy(0.5, 30)
@@ -177,6 +178,9 @@ def test_an_alert_begins_is_acknowledged_and_ends(embedded_broker: str, clickhou
         notified = [json.loads(one.value() or b"") for one in b.read_topic(b.settings.kafka.topics.notifications)]
         assert [one["reason"] for one in notified][:1] == ["first"]
         # Nothing counted; judged as soon as time is past what the objective was told of its past.
+        counted = "SELECT value FROM counters WHERE name = {name:String}"
+        unreadable = {"name": f"dead_letters.unreadable.{b.settings.kafka.topics.commands}"}
+        assert b.clickhouse.query(counted, parameters=unreadable).result_rows == [(1,)]
         objectives = b.clickhouse.query("SELECT DISTINCT slo, frozen FROM slo_status").result_rows
         assert objectives == [("cool", "no data")]
         incidents = b.clickhouse.query("SELECT service, status, severity, alerts, counts FROM incidents").result_rows

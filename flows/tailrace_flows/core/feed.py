@@ -10,6 +10,8 @@ from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from tailrace_schemas.deadletter import MAX_PAYLOAD_BYTES, DeadLetter
 
+from tailrace_flows.core.counters import Count, Counters
+
 __all__ = ["UNREADABLE", "Feed", "PoisonedError", "Record", "TopicFeed", "is_elsewhere"]
 
 Item = TypeVar("Item")
@@ -112,7 +114,7 @@ class TopicFeed(Generic[Item]):
         self._cluster_id = cluster_id
         self._decode = decode
         self._since_us = 0 if state else since_us
-        version, stored, offset = pickle.loads(state) if state else (STATE_VERSION, cluster_id, start)  # noqa: S301 - our own file
+        version, stored, offset, *totals = pickle.loads(state) if state else (STATE_VERSION, cluster_id, start)  # noqa: S301 - our own file
         if version != STATE_VERSION:
             raise ValueError(
                 f"the recovery state has format {version}, this Tailrace reads {STATE_VERSION}: "
@@ -121,6 +123,8 @@ class TopicFeed(Generic[Item]):
         self.moved_from: str | None = stored if is_elsewhere(stored, cluster_id) else None
         self.next_offset: int = start if self.moved_from is not None else offset
         self._invalid_run = 0
+        # Several flows read the same topic and count the same records: with one scope these are counted once.
+        self._counters = Counters(f"{topic}[{number}]", *totals)
 
     @property
     def position(self) -> int:
@@ -136,6 +140,7 @@ class TopicFeed(Generic[Item]):
         """Skips what the broker no longer has; how many records that is."""
         gone = max(0, low - self.next_offset)
         self.next_offset += gone
+        self._counters.add("", "", f"{Count.GAP_RECORDS}.{self.topic}", gone)
         return gone
 
     def read(self, records: Iterable[Record], now_us: int) -> tuple[list[Item], list[DeadLetter]]:
@@ -168,14 +173,17 @@ class TopicFeed(Generic[Item]):
         """Nothing: silence means nothing here."""
         return []
 
-    def counter_rows(self, now_us: int) -> None:
-        """Nothing is counted."""
+    def counter_rows(self, now_us: int) -> Any:
+        """As `Feed.counter_rows`: dead letters and gaps, by topic and reason."""
+        return self._counters.rows(now_us) if self._counters.changed else None
 
     def snapshot(self, now_us: int) -> bytes:
         """The state for recovery."""
-        return pickle.dumps((STATE_VERSION, self._cluster_id, self.next_offset), protocol=5)
+        kept = (STATE_VERSION, self._cluster_id, self.next_offset, dict(self._counters.totals))
+        return pickle.dumps(kept, protocol=5)
 
     def _letter(self, record: Record, detail: str) -> DeadLetter:
+        self._counters.add("", "", f"dead_letters.{UNREADABLE}.{self.topic}", 1)
         value = record.value or b""
         return DeadLetter(
             self.topic, self.number, record.offset, record.time_us, "", UNREADABLE, detail[:1_000], 0,
