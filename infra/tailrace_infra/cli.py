@@ -361,6 +361,7 @@ PARTS: Final = {
     "alerts_command": ("alerts",),
     "slo_command": ("slo",),
     "health_command": ("health",),
+    "incidents_command": ("incidents",),
     "anomalies_command": ("anomalies",),
     "notify_command": ("notify",),
     "io_command": ("exec", "io-report"),

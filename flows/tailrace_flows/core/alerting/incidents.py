@@ -19,7 +19,9 @@ from typing import Any, Final, NamedTuple
 from tailrace_schemas.alerts import Alert, AlertEvent, Severity, Transition
 from tailrace_schemas.incidents import Impact, Incident, IncidentStatus, Stretch, incident_id
 
-__all__ = ["Availability", "Incidents", "accuracy", "availability", "interventions", "mean_time_to_repair_s"]
+__all__ = [
+    "Availability", "Incidents", "accuracy", "availability", "down_stretches", "interventions", "mean_time_to_repair_s",
+]  # fmt: skip
 
 MERGE_GAP: Final = timedelta(minutes=5)
 """An alert that begins so soon after the last one's end belongs to the same incident."""
@@ -204,7 +206,7 @@ def _incident(service: str, group: Sequence[_Known], version: int) -> Incident:
         resolution=_resolution(alerts) if ended is not None else "",
         alerts=tuple(one.id for one in alerts),
         false_positives=len(alerts) - len(real),
-        downtime=_union(Stretch(start=one.timestamp, end=one.resolved_at) for one in real if _is_down(one)),
+        downtime=down_stretches(Stretch(start=one.timestamp, end=one.resolved_at) for one in real if _is_down(one)),
         acknowledged_at=None if acknowledged is None else acknowledged.acknowledged_at,
         acknowledged_by=None if acknowledged is None else acknowledged.acknowledged_by,
         interventions=sum(
@@ -239,7 +241,7 @@ def _resolution(alerts: Sequence[Alert]) -> str:
     return f"resolved by {last_alert.resolved_by}" if last_alert.resolved_by else "the condition ended"
 
 
-def _union(stretches: Iterable[Stretch]) -> tuple[Stretch, ...]:
+def down_stretches(stretches: Iterable[Stretch]) -> tuple[Stretch, ...]:
     """Stretches that overlap or touch as one each, in order."""
     found: list[Stretch] = []
     for one in sorted(stretches, key=lambda stretch: stretch.start):
@@ -293,7 +295,9 @@ def availability(
             ]
     found = {}
     for service, stretches in down.items():
-        lost_s = sum((part.end - part.start).total_seconds() for part in _union(stretches) if part.end is not None)
+        lost_s = sum(
+            (part.end - part.start).total_seconds() for part in down_stretches(stretches) if part.end is not None
+        )
         found[service] = Availability(1 - lost_s / length_s, lost_s, counted[service])
     total = sum(weights.values())
     return sum(found[service].availability * weight for service, weight in weights.items()) / total, found
