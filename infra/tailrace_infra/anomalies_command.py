@@ -14,6 +14,7 @@ from tailrace_schemas.config import parse_duration
 from tailrace_sinks.kafka import KafkaWriter
 
 from tailrace_infra.alerts_command import ask
+from tailrace_infra.compare_command import compare_event
 from tailrace_infra.errors import kafka_reason
 from tailrace_infra.output import Format, write_rows
 
@@ -50,6 +51,7 @@ _FIND_BASELINE: Final = "SELECT id, source, labels FROM baselines WHERE startsWi
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
+    anomalies_app.command("compare")(compare_event)
     app.add_typer(anomalies_app, name="anomalies")
 
 
