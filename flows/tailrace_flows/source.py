@@ -97,6 +97,7 @@ class TopicSource(FixedPartitionedSource[Any, bytes]):
         consumer = self._consumer()
         number = int(for_part)
         origin = self._origin.read()
+        consumer.list_topics(self._topic, METADATA_TIMEOUT_S)  # it has to know the partition's leader
         place = TopicPartition(self._topic, number)
         low, high = consumer.get_watermark_offsets(place, METADATA_TIMEOUT_S)
         recent = low if resume_state else self._recent(consumer, place, low)

@@ -100,3 +100,13 @@ def test_a_service_whose_clock_is_ahead_does_not_leave_out_the_others() -> None:
         clock.hear("ahead", (t + 50) * S, t * S)
         assert clock.advance(t * S) == (t - 2) * S
         assert clock.stalled(t * S) == []
+
+
+def test_the_foremost_service_that_is_not_far_ahead_says_how_far_all_are_behind() -> None:
+    clock = EvaluationClock(0)
+    assert clock.behind_us(100 * S) is None
+    clock.hear("a", 40 * S, 100 * S)
+    clock.hear("b", 70 * S, 100 * S)
+    clock.hear("wrong clock", 100_000 * S, 100 * S)
+    assert clock.behind_us(100 * S) == 30 * S
+    assert clock.behind_us(60 * S) == 0

@@ -10,6 +10,8 @@ __all__ = ["STALL_US", "EvaluationClock"]
 
 STALL_US: Final = 30_000_000
 """Nobody is waited for longer: neither a service that is silent, nor one whose time lags behind the others'."""
+AHEAD_US: Final = 3600 * 1_000_000
+"""A watermark that is further ahead of wall time says nothing of it: the stream has ended, or a clock is wrong."""
 FORGET_US: Final = 24 * 3600 * 1_000_000
 
 
@@ -59,6 +61,11 @@ class EvaluationClock:
         if live or found_us >= self.started_us:
             self.reached_us = found_us if self.reached_us is None else max(self.reached_us, found_us)
         return self.reached_us
+
+    def behind_us(self, now_us: int) -> int | None:
+        """How far the foremost service that is not ahead of everything is behind wall time; None: none is known."""
+        known = [one.watermark_us for one in self.services.values() if one.watermark_us < now_us + AHEAD_US]
+        return max(0, now_us - max(known)) if known else None
 
     def stalled(self, now_us: int) -> list[str]:
         """The services that are left out."""

@@ -32,8 +32,9 @@ LATENESS_US: Final = 60_000_000
 """Rows are kept so much longer than looked back at: a revised row must find the one it replaces."""
 COUNTERS_US: Final = 2_000_000
 DELAY: Final = "tailrace.evaluation.delay"
-"""How long after a window's end it is judged, in seconds of wall time: a gauge of the service `tailrace` that rules may
-look at. It is of the window that is judged, so that such a rule tells while the flows are behind, not afterwards."""
+"""How far closed windows are behind wall time, in seconds, when a window is judged: a gauge of the service `tailrace`
+that rules may look at. It is a row of the window that is judged, so that such a rule tells while the flows are behind,
+not afterwards."""
 STATE_VERSION: Final = 1
 
 _GONE: Final = "it is no longer in the configuration"
@@ -237,10 +238,11 @@ class Evaluator:
         rows: dict[str, list[dict[str, Any]]] = {}
         blocks: list[WindowRows] = []
         due = self._due(now_us)
-        if DELAY in self._store.keep:
+        behind_us = self._clock.behind_us(now_us)
+        if DELAY in self._store.keep and behind_us is not None:
             for t_us in due:
                 if t_us >= self._delays_from_us:
-                    self._store.add("", _delay_row(t_us, (now_us - t_us) / 1e6))
+                    self._store.add("", _delay_row(t_us, behind_us / 1e6))
         for t_us in due:
             for slot in self._slots.values():
                 if t_us % slot.unit.interval_us:
