@@ -1,14 +1,13 @@
 """Kafka nodes of a cluster, or with users: what `tailrace kafka` does not start."""
 
 import base64
-import socket
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
 from tailrace_infra import kafka
 
-from tests.reliability.world import Process
+from tests.reliability.world import Process, free_port
 
 __all__ = ["Node", "nodes"]
 
@@ -38,17 +37,9 @@ class Node(Process):
         self.address, self.sasl_address = address, sasl_address
 
 
-def _ports(count: int) -> list[int]:
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports: list[int] = [one.getsockname()[1] for one in held]
-    for one in held:
-        one.close()
-    return ports
-
-
 def nodes(directory: Path, count: int, properties: Mapping[str, str] | None = None) -> list[Node]:
     """A cluster that is not yet started. Each node also listens for SCRAM-SHA-256; who comes without is a superuser."""
-    controllers, plain, sasl = _ports(count), _ports(count), _ports(count)
+    controllers, plain, sasl = ([free_port() for _ in range(count)] for _ in range(3))
     quorum = ",".join(f"{n + 1}@127.0.0.1:{port}" for n, port in enumerate(controllers))
     found = []
     for n in range(count):

@@ -4,6 +4,7 @@ The oracle is worked out from what Kafka has confirmed, which is read back from 
 """
 
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -38,7 +39,7 @@ from tests.system.workload import Workload, assert_same, expected_rows, stored_r
 
 __all__ = [
     "Broker", "Process", "World", "alert_events", "check_alerts", "check_notifications", "check_objective",
-    "check_rows", "configure", "counters_of_windows", "delivered", "finish", "notifications", "python",
+    "check_rows", "configure", "counters_of_windows", "delivered", "finish", "free_port", "notifications", "python",
     "starts_on_window", "told", "why_no_kafka",
 ]  # fmt: skip
 
@@ -142,7 +143,7 @@ class Broker(Process):
         return None if self.pid else 1
 
     def start(self) -> None:
-        port = int(self.address.rpartition(":")[2]) if self.address else 0
+        port = int(self.address.rpartition(":")[2]) if self.address else free_port()
         self.address = kafka.start(self.directory, port, self._properties, timeout_s=PATIENCE_S).bootstrap_servers
 
     def kill(self) -> bool:
@@ -182,7 +183,7 @@ class World:
         brokers = brokers or [Broker(directory / "kafka")]
         clickhouse = Process(
             "clickhouse", python("-m", "tailrace_infra.clickhouse", "--data-dir", str(directory / "clickhouse"),
-                                 "--port", str(port := _free_port())), {}, directory / "clickhouse.log",
+                                 "--port", str(port := free_port())), {}, directory / "clickhouse.log",
         )  # fmt: skip
         try:
             for broker in brokers:
@@ -302,10 +303,10 @@ def delivered(b: Bench, records: Iterable[Message] | None = None) -> Workload:
             continue
         if batch.sequence >= 0:
             sequences.add(batch.sequence)
-        index, offset = array("I", batch.series_index), array("i", batch.time_offset_us)
+        index, offset = array("I", bytes(batch.series_index)), array("i", bytes(batch.time_offset_us))
         made.samples[batch.service, batch.stream] += [
             (batch.table.series[i], batch.base_time_us + at, value)
-            for i, at, value in zip(index, offset, array("d", batch.value), strict=True)
+            for i, at, value in zip(index, offset, array("d", bytes(batch.value)), strict=True)
         ]
         made.counters["samples"] += batch.samples
         made.counters["ended"] += batch.end_of_stream
@@ -450,10 +451,12 @@ def _await_brokers(addresses: str, count: int) -> None:
         threading.Event().wait(0.2)
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        port: int = one.getsockname()[1]
-        return port
+def free_port() -> int:
+    """Of those that the kernel gives to no outgoing connection: what is killed is to have it again."""
+    while True:
+        port = random.SystemRandom().randrange(15_000, 32_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def _await_http(port: int, process: Process) -> None:

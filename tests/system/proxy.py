@@ -39,6 +39,8 @@ class Proxy:
         self.held = 0
         """Requests, or parts of them, that have waited in HANG."""
         self.cuts = 0
+        self.delay_s = 0.0
+        """Of each piece that passes, in both directions."""
         self._closing = False
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
@@ -96,6 +98,8 @@ class Proxy:
                     self.held += 1
                     while self.mode is Mode.HANG and not self._closing:
                         threading.Event().wait(POLL_S)
+                if self.delay_s:
+                    threading.Event().wait(self.delay_s)
                 data = source.recv(CHUNK)
                 if not data:
                     return
