@@ -6,7 +6,7 @@ at hand. The values in the columns are checked by the reader that has them as ar
 """
 
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from sys import intern
 from typing import Any, Final, NamedTuple
@@ -15,8 +15,9 @@ from tailrace_schemas.codec import Codec, FlatCodec, TruncatedError, read_double
 
 __all__ = [
     "KINDS", "MAX_ATTRIBUTES", "MAX_MESSAGE_BYTES", "MAX_NAME_CHARS", "MAX_SEQUENCE", "MAX_SERIES",
-    "MAX_TABLE_ATTRIBUTES", "MAX_TIME_US", "MAX_VALUE_CHARS", "MIN_TIME_US", "Reason", "Rejection", "SampleBatch",
-    "Series", "SeriesTable", "decode", "decode_series_table", "encode_batch", "encode_sample", "encode_series_table",
+    "MAX_TABLE_ATTRIBUTES", "MAX_TIME_US", "MAX_VALUE_CHARS", "MIN_TIME_US", "SINGLE_HEADER", "Reason", "Rejection",
+    "SampleBatch", "Series", "SeriesTable", "decode", "decode_series_table", "encode_batch", "encode_sample",
+    "encode_series_table", "table_of_rows",
 ]  # fmt: skip
 
 KINDS: Final = ("distribution", "counter", "cumulative", "gauge", "event")
@@ -42,6 +43,8 @@ MAX_TIME_US: Final = 4_102_444_800_000_000
 BATCH = FlatCodec("SampleBatch")
 TABLE = Codec("SeriesTable")
 SAMPLE = Codec("Sample")
+SINGLE_HEADER: Final = SAMPLE.header
+"""What a `Sample` message begins with."""
 
 
 class Reason(StrEnum):
@@ -277,6 +280,17 @@ def decode_series_table(encoded: bytes) -> SeriesTable:
             raise ValueError("the series table ends before its last row") from None
     _latest[_hint(encoded)] = table
     return table
+
+
+def table_of_rows(rows: Sequence[bytes], series: Sequence[Series]) -> SeriesTable:
+    """The table of rows as they are encoded in `Sample` messages, and as they were decoded."""
+    count, length = len(rows) << 1, bytearray()
+    while count > 0x7F:
+        length.append(count & 0x7F | 0x80)
+        count >>= 7
+    length.append(count)
+    encoded = b"".join([b"\x00", length, *rows, b"\x00"])
+    return SeriesTable(encoded, tuple(series), frozenset(one.kind for one in series))
 
 
 def _table_at(payload: bytes, place: slice) -> SeriesTable:

@@ -19,7 +19,7 @@ from tailrace_schemas.samples import (
     decode_series_table,
 )
 
-__all__ = ["UNKNOWN_US", "Arrival", "Chunk", "Mark", "Refusal", "build_chunk"]
+__all__ = ["UNKNOWN_US", "Arrival", "Chunk", "Mark", "Refusal", "build_chunk", "is_fine", "time_range"]
 
 Ints = NDArray[np.int64]
 
@@ -127,26 +127,30 @@ def build_chunk(
         series_index,
         time_us,
         value,
-        *_range(time_us, lengths),
+        *time_range(time_us, lengths),
     )
-    if value.size == 0:
-        return chunk, []
-    least_limit = min(a.record_time_us for a in arrivals) + max_future_us
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = value.sum()  # an infinity or NaN anywhere shows in the sum
-    fine = (
-        series_index.max() < len(first.table.series)
-        and np.isfinite(total)
-        and chunk.oldest_us >= MIN_TIME_US
-        and int(chunk.newest_us.max()) <= min(least_limit, MAX_TIME_US)
-        and (first.table.kinds.isdisjoint(COUNTERS) or value.min() >= 0)
-    )
-    if fine:
+    if is_fine(chunk, min(a.record_time_us for a in arrivals) + max_future_us):
         return chunk, []
     return _sift(chunk, arrivals, max_future_us)
 
 
-def _range(time_us: Ints, lengths: Ints) -> tuple[int, Ints]:
+def is_fine(chunk: Chunk, latest_us: int) -> bool:
+    """Whether every sample can be used; `latest_us` is the least of their limits."""
+    value = chunk.value
+    if value.size == 0:
+        return True
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = value.sum()  # an infinity or NaN anywhere shows in the sum
+    return bool(
+        chunk.series_index.max() < len(chunk.table.series)
+        and np.isfinite(total)
+        and chunk.oldest_us >= MIN_TIME_US
+        and int(chunk.newest_us.max()) <= min(latest_us, MAX_TIME_US)
+        and (chunk.table.kinds.isdisjoint(COUNTERS) or value.min() >= 0)
+    )
+
+
+def time_range(time_us: Ints, lengths: Ints) -> tuple[int, Ints]:
     """The least of all times, and the greatest of each batch."""
     newest = np.full(lengths.size, UNKNOWN_US)
     if time_us.size == 0:
@@ -199,5 +203,5 @@ def _sift(chunk: Chunk, arrivals: list[Arrival], max_future_us: int) -> tuple[Ch
     chunk.series_index = chunk.series_index[good]
     chunk.time_us = chunk.time_us[good]
     chunk.value = chunk.value[good]
-    chunk.oldest_us, chunk.newest_us = _range(chunk.time_us, chunk.lengths)
+    chunk.oldest_us, chunk.newest_us = time_range(chunk.time_us, chunk.lengths)
     return chunk, refusals

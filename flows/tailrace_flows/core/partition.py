@@ -21,6 +21,7 @@ from tailrace_flows.core.counters import Count, Counters, dead_letters
 from tailrace_flows.core.feed import MAX_INVALID_RUN, PoisonedError, Record, is_elsewhere
 from tailrace_flows.core.sequences import Producer, Seen, observe
 from tailrace_flows.core.shard import FORGET_US
+from tailrace_flows.core.singles import Singles
 from tailrace_flows.core.table import AFTER_ALL
 
 __all__ = ["Keyed", "Partition"]
@@ -29,6 +30,8 @@ StreamName = tuple[str, str]
 """(service, stream)."""
 ProducerName = tuple[str, str, str]
 """(service, stream, producer id)."""
+_Groups = dict[tuple[str, str, bytes, bool], list[Arrival]]
+"""(service, stream, encoded series table, replayed) -> batches."""
 Keyed = tuple[str, Chunk | Mark]
 """(shard, item)."""
 
@@ -135,6 +138,7 @@ class Partition:
         self._segments: deque[_Segment] = deque()
         self._segment = _Segment(self.next_offset)
         self._counters = Counters(f"partition {number}", kept.totals)
+        self._singles = Singles()
         self._marked_us = now_us
         self._letters_second = self._letters = 0
         self._invalid_run = 0
@@ -182,29 +186,24 @@ class Partition:
         Raises:
             PoisonedError: too many in a row, or too large a share, cannot be read.
         """
-        groups: dict[tuple[str, str, bytes, bool], list[Arrival]] = {}
+        groups: _Groups = {}
         letters: list[DeadLetter] = []
         ended: dict[StreamName, int] = {}
         for record in records:
             replayed = record.offset < self._replay_until
             self.next_offset = record.offset + 1
-            self._latest_record_us = max(self._latest_record_us, record.time_us)
-            batch = decode(record.value)
+            if record.time_us > self._latest_record_us:
+                self._latest_record_us = record.time_us
             self._recent += 1
             if self._recent > RATIO_RECORDS:
                 self._recent = self._recent_invalid = 0
-            if isinstance(batch, Rejection):
-                if not replayed:
-                    letters.append(self._reject(record, batch))
+            if self._singles.take(record, replayed):
+                self._invalid_run = 0
                 continue
-            self._invalid_run = 0
-            if batch.sequence >= 0 and self._is_duplicate(batch, record.time_us, replayed):
-                continue
-            group = (batch.service, batch.stream, batch.table.encoded, replayed)
-            groups.setdefault(group, []).append(Arrival(record.offset, record.time_us, batch, record.value or b""))
-            if batch.end_of_stream:
-                ended.setdefault((batch.service, batch.stream), record.offset)
-        chunks = []
+            self._sort(record, replayed, groups, letters, ended)
+        chunks, others = self._singles.chunks(self.number, self.config.max_future_us)
+        for record in others:
+            self._sort(record, record.offset < self._replay_until, groups, letters, ended)
         for group, arrivals in groups.items():
             chunk, refusals = build_chunk(
                 self.number, arrivals, max_future_us=self.config.max_future_us, replayed=group[3]
@@ -221,6 +220,30 @@ class Partition:
             self._rebuilding.discard((service, stream))
             items.append((shard_of(service), Mark(self.number, service, stream, 0)))
         return items, letters
+
+    def _sort(
+        self,
+        record: Record,
+        replayed: bool,
+        groups: _Groups,
+        letters: list[DeadLetter],
+        ended: dict[StreamName, int],
+    ) -> None:
+        """Decodes a record, and puts it where it belongs."""
+        batch = decode(record.value)
+        if isinstance(batch, Rejection):
+            if not replayed:
+                letters.append(self._reject(record, batch))
+            return
+        self._invalid_run = 0
+        if batch.sequence >= 0 and self._is_duplicate(batch, record.time_us, replayed):
+            return
+        value = record.value or b""
+        self._singles.learn(value, batch)
+        group = (batch.service, batch.stream, batch.table.encoded, replayed)
+        groups.setdefault(group, []).append(Arrival(record.offset, record.time_us, batch, value))
+        if batch.end_of_stream:
+            ended.setdefault((batch.service, batch.stream), record.offset)
 
     def _is_duplicate(self, batch: SampleBatch, record_time_us: int, replayed: bool) -> bool:
         name = (batch.service, batch.stream, batch.producer_id)
