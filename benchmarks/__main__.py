@@ -16,6 +16,7 @@ NAMES = {
     "alerts": "from window end and disorder to the event on the alert topic, 1,000 rules over 10,000 series",
     "anomaly": "the detector on labelled series, its false alarms, power and cost",
     "middleware": "CPU time that the ASGI and WSGI middleware adds to a request",
+    "peers": "Tailrace beside Bytewax, Quix Streams, Pathway, ClickHouse and Kafka Streams on the same samples",
     "pipeline": "samples/s on one core from Kafka to ClickHouse rows, and its limits",
     "producer": "what recording costs a service, beside other libraries",
     "query": "quantiles by SQL over 10 M window rows",

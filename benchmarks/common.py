@@ -16,7 +16,10 @@ from rich.table import Table
 from tailrace_schemas import clock
 
 HISTORY = Path(__file__).parent / "history.jsonl"
-PACKAGES = ("bytewax", "confluent-kafka", "numpy", "pyarrow", "fastavro", "chdb", "clickhouse-connect")
+PACKAGES = (
+    "bytewax", "confluent-kafka", "numpy", "pyarrow", "fastavro", "chdb", "clickhouse-connect", "ddsketch", "pathway",
+    "quixstreams",
+)  # fmt: skip
 
 
 def say(text: str) -> None:

@@ -1,9 +1,9 @@
-"""Samples/s on one core from Kafka to ClickHouse rows, recovery on; beside it the limits, and Bytewax's own windows.
+"""Samples/s on one core from Kafka to ClickHouse rows, recovery on; beside it the limits. (`peers`: beside others.)
 
 Each system runs in a process of its own, pinned to core 0, and reads the same topic from its start; Kafka and
-ClickHouse have the other core. `consume` only polls; `consume_decode` also decodes and checks; `fold_window` is the
-same job with Bytewax's stock windowing, on fewer samples, and writes nothing. Embedded: the sender runs at the same
-time, paced, with fewer samples; there open windows are stored at each epoch, since that broker keeps too little.
+ClickHouse have the other core. `consume` only polls; `consume_decode` also decodes and checks. Embedded: the sender
+runs at the same time, paced, with fewer samples; there open windows are stored at each epoch, since that broker keeps
+too little.
 """
 
 import argparse
@@ -24,8 +24,7 @@ from tailrace_sinks.migrate import migrate
 from benchmarks import load
 from benchmarks.common import say
 
-SYSTEMS = ("consume", "consume_decode", "tailrace", "fold_window")
-FOLD_SAMPLES = 300_000
+SYSTEMS = ("consume", "consume_decode", "tailrace")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,26 +61,25 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
 def _on_kafka(
     bootstrap_servers: str, url: str, directory: Path, series: int, options: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    settings = _settings(bootstrap_servers, url, f"bench_{series}")
+    settings = settings_for(bootstrap_servers, url, f"bench_{series}")
     ensure_topics(settings.kafka.client(), settings.kafka.topics, 4)
     say(f"{series} series: sending {options.samples:,} samples ...")
     load.send(settings.kafka.client(), settings.kafka.topics.samples, series, options.samples)
-    _migrate(settings)
+    create_tables(settings)
     found = []
     for system in options.systems.split(","):
-        samples = min(options.samples, FOLD_SAMPLES) if system == "fold_window" else options.samples
-        environment = _environment(settings, directory / f"recovery-{series}", "replay", 1.0)
-        found.append(_measure("kafka", system, series, samples, environment))
+        environment = environment_for(settings, directory / f"recovery-{series}", "replay", 1.0)
+        found.append(_measure("kafka", system, series, options.samples, environment))
     return found
 
 
 def _on_embedded(url: str, directory: Path, series: int, samples: int) -> dict[str, Any]:
     broker = start_child("tailrace_infra.broker")
     try:
-        settings = _settings(broker.ready["bootstrap_servers"], url, f"embedded_{series}")
+        settings = settings_for(broker.ready["bootstrap_servers"], url, f"embedded_{series}")
         ensure_topics(settings.kafka.client(), settings.kafka.topics)
-        _migrate(settings)
-        environment = _environment(settings, directory / f"recovery-embedded-{series}", "snapshot", 0.2)
+        create_tables(settings)
+        environment = environment_for(settings, directory / f"recovery-embedded-{series}", "snapshot", 0.2)
         sender = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.pipeline_child", "send", str(series), str(samples)],
             env=environment, stdout=subprocess.DEVNULL,
@@ -114,19 +112,19 @@ def _measure(broker: str, system: str, series: int, samples: int, environment: d
     }
 
 
-def _settings(bootstrap_servers: str, url: str, name: str) -> Settings:
+def settings_for(bootstrap_servers: str, url: str, name: str) -> Settings:
     return Settings(
         kafka={"bootstrap_servers": bootstrap_servers, "topic_prefix": name, "group_id": name},
         clickhouse={"url": url, "database": name},
     )
 
 
-def _migrate(settings: Settings) -> None:
+def create_tables(settings: Settings) -> None:
     with connect(settings.clickhouse) as client:
         migrate(client, settings.clickhouse)
 
 
-def _environment(settings: Settings, recovery: Path, contents: str, epoch_s: float) -> dict[str, str]:
+def environment_for(settings: Settings, recovery: Path, contents: str, epoch_s: float) -> dict[str, str]:
     import os
 
     return {

@@ -2,16 +2,11 @@
 
 import json
 import os
-import resource
 import sys
 import threading
-import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from confluent_kafka import Consumer, Producer, TopicPartition
 from tailrace_flows import runner
 from tailrace_flows.core.feed import Record
@@ -19,39 +14,9 @@ from tailrace_flows.core.partition import Partition
 from tailrace_flows.settings import Settings
 
 from benchmarks import load
+from benchmarks.clock import Clock
 
 AHEAD_BYTES = 2_000_000
-
-
-class Clock:
-    """Wall and CPU seconds from the first sample on."""
-
-    def __init__(self) -> None:
-        self.samples = 0
-        self._wall: float | None = None
-        self._cpu = 0.0
-
-    def count(self, samples: int) -> None:
-        if self._wall is None:
-            self._wall, self._cpu = time.perf_counter(), time.process_time()
-        self.samples += samples
-
-    def result(self) -> dict[str, float]:
-        assert self._wall is not None
-        return {
-            "samples": self.samples,
-            "seconds": time.perf_counter() - self._wall,
-            "cpu_seconds": time.process_time() - self._cpu,
-            "peak_mb": _peak_mb(),
-        }
-
-
-def _peak_mb() -> float:
-    """Of this process since it was started; getrusage would count the parent that forked it."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return next(int(line.split()[1]) / 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def records(settings: Settings, messages: int) -> Iterator[tuple[int, list[Record]]]:
@@ -126,78 +91,6 @@ def tailrace(settings: Settings, samples: int) -> dict[str, float]:
     return clock.result()
 
 
-def fold_window(settings: Settings, samples: int) -> dict[str, float]:
-    """The same aggregates with Bytewax's stock `fold_window`; its sketch is a dict of the same buckets."""
-    import bytewax.operators as op
-    import bytewax.operators.windowing as win
-    from bytewax.dataflow import Dataflow
-    from bytewax.inputs import DynamicSource, StatelessSourcePartition
-    from bytewax.testing import TestingSink, run_main
-    from tailrace_flows.core.sketch import codes_of
-
-    clock = Clock()
-
-    class Part(StatelessSourcePartition[Any]):
-        def __init__(self) -> None:
-            self._items = self._samples()
-
-        def _samples(self) -> Iterator[list[Any]]:
-            partitions: dict[int, Partition] = {}
-            config = settings.windows.config()
-            for number, found in records(settings, samples // load.BATCH):
-                clock.count(0)
-                known = partitions.setdefault(
-                    number, Partition(number, "", config, 0, hold=False, cluster_id="", start=0)
-                )
-                for _, chunk in known.read(found, 0)[0]:
-                    clock.count(chunk.value.size)  # type: ignore[union-attr]
-                    names = [f"{chunk.service}/{row}" for row in range(len(chunk.table.series))]  # type: ignore[union-attr]
-                    codes = codes_of(chunk.value, 6).tolist()  # type: ignore[union-attr]
-                    rows = chunk.series_index.tolist()  # type: ignore[union-attr]
-                    times = chunk.time_us.tolist()  # type: ignore[union-attr]
-                    values = chunk.value.tolist()  # type: ignore[union-attr]
-                    yield [
-                        (names[row], (datetime.fromtimestamp(at / 1e6, UTC), value, code))
-                        for row, at, value, code in zip(rows, times, values, codes, strict=True)
-                    ]
-
-        def next_batch(self) -> list[Any]:
-            return next(self._items)
-
-    class Source(DynamicSource[Any]):
-        def build(self, step_id: str, worker_index: int, worker_count: int) -> Part:
-            return Part()
-
-    def fold(state: list[Any], item: tuple[datetime, float, int]) -> list[Any]:
-        _, value, code = item
-        state[0] += 1
-        state[1] += value
-        state[2] = min(state[2], value)
-        state[3] = max(state[3], value)
-        state[4][code] = state[4].get(code, 0) + 1
-        return state
-
-    def merge(one: list[Any], other: list[Any]) -> list[Any]:
-        for code, count in other[4].items():
-            one[4][code] = one[4].get(code, 0) + count
-        return [one[0] + other[0], one[1] + other[1], min(one[2], other[2]), max(one[3], other[3]), one[4]]
-
-    flow = Dataflow("fold")
-    keyed = op.input("samples", flow, Source())
-    windows = win.fold_window(
-        "fold",
-        keyed,
-        win.EventClock(lambda item: item[0], wait_for_system_duration=timedelta(seconds=2)),
-        win.TumblingWindower(align_to=datetime(2020, 1, 1, tzinfo=UTC), length=timedelta(seconds=10)),
-        lambda: [0, 0.0, np.inf, -np.inf, {}],
-        fold,
-        merge,
-    )
-    op.output("out", windows.down, TestingSink([]))
-    run_main(flow)
-    return clock.result()
-
-
 def send(settings: Settings, series: int, samples: int) -> None:
     """Paced by the flow's committed offsets, less than 2 MB a partition ahead."""
     topic = settings.kafka.topics.samples
@@ -231,7 +124,7 @@ def main() -> None:
         return
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {0})
-    measure = {"consume": consume, "consume_decode": consume_decode, "tailrace": tailrace, "fold_window": fold_window}
+    measure = {"consume": consume, "consume_decode": consume_decode, "tailrace": tailrace}
     print(json.dumps(measure[system](settings, samples)))
 
 

@@ -37,8 +37,8 @@ from tailrace_flows.private_files import open_private, private_directory, write_
 from tailrace_schemas.clock import monotonic_s
 
 __all__ = [
-    "KAFKA_VERSION", "KafkaServerError", "RunningKafka", "fetch_jars", "find_jars", "find_java",
-    "running_kafka", "start", "status", "stop",
+    "KAFKA_VERSION", "KafkaServerError", "RunningKafka", "cache", "copy_dependencies", "fetch_jars", "find_jars",
+    "find_java", "running_kafka", "start", "status", "stop",
 ]  # fmt: skip
 
 KAFKA_VERSION = "4.3.1"
@@ -106,7 +106,7 @@ def find_jars() -> Path | None:
     """
     home = os.environ.get("KAFKA_HOME")
     if not home:
-        jars = _cache() / f"kafka-{KAFKA_VERSION}"
+        jars = cache() / f"kafka-{KAFKA_VERSION}"
         return jars if jars.is_dir() else None
     libs = Path(home).absolute() / "libs"
     if not any(libs.glob("kafka_2.1?-4.*.jar")):
@@ -122,36 +122,46 @@ def fetch_jars(progress: Progress = _log.info) -> Path:
     jars = find_jars()
     if jars is not None:
         return jars
-    jars = _cache() / f"kafka-{KAFKA_VERSION}"
-    maven = shutil.which("mvn")
-    if maven is None:
+    jars = cache() / f"kafka-{KAFKA_VERSION}"
+    if shutil.which("mvn") is None:
         raise KafkaServerError(
             f"Kafka's jars are not in {jars}, and there is no mvn on PATH to fetch them: "
             "install Maven, or let KAFKA_HOME name an installation of Kafka 4"
         )
     progress(f"fetching Apache Kafka {KAFKA_VERSION} with Maven (44 MB, once) into {jars}")
+    copy_dependencies(_FILES / "pom.xml", jars, {"kafka.version": KAFKA_VERSION})
+    return jars
+
+
+def copy_dependencies(pom: Path, jars: Path, properties: Mapping[str, str]) -> None:
+    """Let Maven put the runtime jars of a pom.xml into the directory `jars`, all or none.
+
+    Checksums are verified. `KafkaServerError` when there is no Maven or it fails, with the end of what it said.
+    """
+    maven = shutil.which("mvn")
+    if maven is None:
+        raise KafkaServerError(f"there is no mvn on PATH to fetch the jars of {pom}: install Maven")
     jars.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="fetch-", dir=jars.parent) as directory:
         target = Path(directory) / "jars"
         command = [
-            maven, "-B", "-q", "--strict-checksums", "-f", str(_FILES / "pom.xml"),
+            maven, "-B", "-q", "--strict-checksums", "-f", str(pom),
             "dependency:copy-dependencies", "-DincludeScope=runtime",
-            f"-Dkafka.version={KAFKA_VERSION}", f"-DoutputDirectory={target}",
+            *(f"-D{name}={value}" for name, value in properties.items()), f"-DoutputDirectory={target}",
         ]  # fmt: skip
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=FETCH_TIMEOUT_S, stdin=subprocess.DEVNULL
             )
         except subprocess.TimeoutExpired:
-            raise KafkaServerError(f"Maven did not fetch Kafka within {FETCH_TIMEOUT_S:g} s") from None
+            raise KafkaServerError(f"Maven did not fetch {jars.name} within {FETCH_TIMEOUT_S:g} s") from None
         if done.returncode != 0:
-            raise KafkaServerError(f"Maven could not fetch Kafka {KAFKA_VERSION}:\n{_tail(done.stdout + done.stderr)}")
+            raise KafkaServerError(f"Maven could not fetch {jars.name}:\n{_tail(done.stdout + done.stderr)}")
         try:
             target.rename(jars)
         except OSError:
             if not jars.is_dir():  # else another process was faster, with the same jars
                 raise
-    return jars
 
 
 def start(
@@ -233,7 +243,8 @@ def running_kafka(data_dir: Path, properties: Mapping[str, str] | None = None) -
         shutil.rmtree(data_dir / "logs", ignore_errors=True)
 
 
-def _cache() -> Path:
+def cache() -> Path:
+    """Where fetched jars are kept."""
     return Path(os.environ.get("TAILRACE_KAFKA_CACHE") or "~/.cache/tailrace").expanduser().absolute()
 
 
