@@ -39,5 +39,5 @@ def _jars() -> Path:
     if not jars.is_dir():
         say(f"fetching Kafka Streams {KAFKA_VERSION} with Maven (90 MB, once) into {jars} ...")
         versions = {"kafka.version": KAFKA_VERSION, "sketches.version": SKETCHES_VERSION}
-        copy_dependencies(_HERE / "kafka_streams.pom.xml", jars, versions)
+        copy_dependencies(f"Kafka Streams {KAFKA_VERSION}", _HERE / "kafka_streams.pom.xml", jars, versions)
     return jars

@@ -129,18 +129,18 @@ def fetch_jars(progress: Progress = _log.info) -> Path:
             "install Maven, or let KAFKA_HOME name an installation of Kafka 4"
         )
     progress(f"fetching Apache Kafka {KAFKA_VERSION} with Maven (44 MB, once) into {jars}")
-    copy_dependencies(_FILES / "pom.xml", jars, {"kafka.version": KAFKA_VERSION})
+    copy_dependencies(f"Kafka {KAFKA_VERSION}", _FILES / "pom.xml", jars, {"kafka.version": KAFKA_VERSION})
     return jars
 
 
-def copy_dependencies(pom: Path, jars: Path, properties: Mapping[str, str]) -> None:
-    """Let Maven put the runtime jars of a pom.xml into the directory `jars`, all or none.
+def copy_dependencies(what: str, pom: Path, jars: Path, properties: Mapping[str, str]) -> None:
+    """Let Maven put the runtime jars of a pom.xml into the directory `jars`, all or none; `what` is for messages.
 
     Checksums are verified. `KafkaServerError` when there is no Maven or it fails, with the end of what it said.
     """
     maven = shutil.which("mvn")
     if maven is None:
-        raise KafkaServerError(f"there is no mvn on PATH to fetch the jars of {pom}: install Maven")
+        raise KafkaServerError(f"there is no mvn on PATH to fetch {what}: install Maven")
     jars.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="fetch-", dir=jars.parent) as directory:
         target = Path(directory) / "jars"
@@ -154,9 +154,9 @@ def copy_dependencies(pom: Path, jars: Path, properties: Mapping[str, str]) -> N
                 command, capture_output=True, text=True, timeout=FETCH_TIMEOUT_S, stdin=subprocess.DEVNULL
             )
         except subprocess.TimeoutExpired:
-            raise KafkaServerError(f"Maven did not fetch {jars.name} within {FETCH_TIMEOUT_S:g} s") from None
+            raise KafkaServerError(f"Maven did not fetch {what} within {FETCH_TIMEOUT_S:g} s") from None
         if done.returncode != 0:
-            raise KafkaServerError(f"Maven could not fetch {jars.name}:\n{_tail(done.stdout + done.stderr)}")
+            raise KafkaServerError(f"Maven could not fetch {what}:\n{_tail(done.stdout + done.stderr)}")
         try:
             target.rename(jars)
         except OSError:

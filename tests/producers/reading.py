@@ -48,7 +48,10 @@ def read_topic(bootstrap_servers: str, topic: str = "tailrace.samples") -> list[
 
 def samples_of(batch: SampleBatch) -> list[Sent]:
     """The samples of a batch."""
-    index, offset, value = array("I", batch.series_index), array("i", batch.time_offset_us), array("d", batch.value)
+    index, offset, value = array("I"), array("i"), array("d")
+    index.frombytes(batch.series_index)
+    offset.frombytes(batch.time_offset_us)
+    value.frombytes(batch.value)
     return [
         Sent(batch.table.series[i], batch.base_time_us + o, v) for i, o, v in zip(index, offset, value, strict=True)
     ]
