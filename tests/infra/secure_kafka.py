@@ -185,7 +185,7 @@ def secure_kafka(directory: Path) -> Iterator[SecureKafka]:
             except KafkaException:
                 return False
 
-        eventually(answers, 60)
+        eventually(answers, 180)  # usually 5
         yield running
     finally:
         server.terminate()

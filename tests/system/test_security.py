@@ -12,9 +12,12 @@ import pytest
 from clickhouse_connect.driver.exceptions import ClickHouseError
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AclOperation, ResourceType
+from tailrace_flows.config_follower import ConfigFollower
+from tailrace_flows.config_topic import read_config
 from tailrace_flows.settings import Settings
 from tailrace_infra.check import check_kafka, run_checks
 from tailrace_infra.errors import reason
+from tailrace_producers.replay import ReplayError, replay
 from tailrace_producers.telemetry import Telemetry
 from tailrace_schemas.clock import now_us
 from tailrace_schemas.topics import Topics
@@ -33,8 +36,9 @@ S = 1_000_000
 CONFIG = """
 groups:
 - name: host
+  interval: 10s
   rules:
-  - {{alert: Busy, severity: error, metric: cpu, aggregate: mean, by: [service], op: gt, threshold: 0.9}}
+  - {{alert: Busy, severity: error, metric: cpu, aggregate: mean, window: 10s, by: [service], op: gt, threshold: 0.9}}
 routing:
   receiver: hook
   group_wait: 0s
@@ -108,7 +112,7 @@ def test_everything_works_with_the_rights_of_the_docs_and_shows_no_secret(secure
     looking = threading.Event()
 
     def look() -> None:
-        while not looking.wait(0.1):
+        while not looking.wait(0.5):  # it costs
             secured.look()
 
     watcher = threading.Thread(target=look)
@@ -200,17 +204,18 @@ def test_a_client_certificate_is_who_one_is(secured: Secured) -> None:
 
 
 def test_a_missing_right_is_named(secured: Secured, tmp_path: Path) -> None:
-    config = tmp_path / "config.yaml"
-    config.write_text("receivers: [{name: a, webhook: {url: http://127.0.0.1:9/}}]\n")
     csv = tmp_path / "samples.csv"
     csv.write_text("time,metric,value\n1767225600,m,1\n")
-    for user, command in (
-        ("status", ["run", "windows"]), ("sdk", ["apply", str(config)]), ("sdk", ["notify"]),
-        ("notify", ["replay", str(csv)]),
-    ):  # fmt: skip
-        said = secured.say(user, *command, code=1)
-        assert re.search(r"topic '?tailrace\.(samples|config)'?.*docs/security\.md has all", said), said
-    secured.assert_no_secret()
+    sdk, topics = secured.kafka_settings("sdk").client(), Topics()
+    told = r"topic tailrace\.config: .*docs/security\.md has all"
+    for read in (read_config, ConfigFollower):  # of `apply` and the flows, and of `notify`
+        with pytest.raises(KafkaException) as caught:
+            read(sdk, topics.config)
+        assert re.search(told, reason(caught.value))
+    with pytest.raises(ReplayError, match=r"topic 'tailrace\.samples' .*docs/security\.md has all"):
+        replay(str(csv), bootstrap_servers=secured.kafka.sasl_ssl, properties=secured.kafka_settings("notify").client())
+    said = secured.say("status", "run", "windows", code=1)
+    assert re.search(r"topic tailrace\.samples: .*docs/security\.md has all", said), said
 
 
 def test_rights_that_are_revoked_and_given_back_lose_nothing(secured: Secured) -> None:
