@@ -21,6 +21,7 @@ NAMES = {
     "producer": "what recording costs a service, beside other libraries",
     "query": "quantiles by SQL over 10 M window rows",
     "rules": "what evaluating 1,000 alert rules over 10,000 series costs in the core",
+    "stages": "where the nanoseconds of a sample go, step by step, in the core",
     "storage": "bytes of a 10 s row with its sketch in ClickHouse, by column, on real data",
     "slo": "what an objective costs: a row, an evaluation, a snapshot",
 }

@@ -109,11 +109,16 @@ def build_chunk(
     """
     first = arrivals[0].batch
     lengths = np.array([a.batch.samples for a in arrivals], np.int64)
-    # Bytes are joined before they become arrays: one copy, and no call per batch.
-    series_index = np.frombuffer(b"".join([a.batch.series_index for a in arrivals]), "<u4")
-    value = np.frombuffer(b"".join([a.batch.value for a in arrivals]), "<f8")
-    time_us = np.repeat(np.array([a.batch.base_time_us for a in arrivals], np.int64), lengths)
-    time_us += np.frombuffer(b"".join([a.batch.time_offset_us for a in arrivals]), "<i4")
+    if len(arrivals) == 1:
+        series_index = np.frombuffer(first.series_index, "<u4")
+        value = np.frombuffer(first.value, "<f8")
+        time_us = np.frombuffer(first.time_offset_us, "<i4") + np.int64(first.base_time_us)
+    else:
+        # Bytes are joined before they become arrays: one copy, and no call per batch.
+        series_index = np.frombuffer(b"".join([a.batch.series_index for a in arrivals]), "<u4")
+        value = np.frombuffer(b"".join([a.batch.value for a in arrivals]), "<f8")
+        time_us = np.repeat(np.array([a.batch.base_time_us for a in arrivals], np.int64), lengths)
+        time_us += np.frombuffer(b"".join([a.batch.time_offset_us for a in arrivals]), "<i4")
     chunk = Chunk(
         partition,
         first.service,
@@ -139,11 +144,9 @@ def is_fine(chunk: Chunk, latest_us: int) -> bool:
     value = chunk.value
     if value.size == 0:
         return True
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = value.sum()  # an infinity or NaN anywhere shows in the sum
     return bool(
         chunk.series_index.max() < len(chunk.table.series)
-        and np.isfinite(total)
+        and np.isfinite(value).all()
         and chunk.oldest_us >= MIN_TIME_US
         and int(chunk.newest_us.max()) <= min(latest_us, MAX_TIME_US)
         and (chunk.table.kinds.isdisjoint(COUNTERS) or value.min() >= 0)
@@ -152,12 +155,18 @@ def is_fine(chunk: Chunk, latest_us: int) -> bool:
 
 def time_range(time_us: Ints, lengths: Ints) -> tuple[int, Ints]:
     """The least of all times, and the greatest of each batch."""
-    newest = np.full(lengths.size, UNKNOWN_US)
     if time_us.size == 0:
-        return UNKNOWN_US, newest
+        return UNKNOWN_US, np.full(lengths.size, UNKNOWN_US)
+    oldest_us = int(time_us.min())
+    if lengths.size == 1:
+        return oldest_us, time_us.max(keepdims=True)
+    begins = np.cumsum(lengths) - lengths
+    if lengths.min() > 0:
+        return oldest_us, np.maximum.reduceat(time_us, begins)
+    newest = np.full(lengths.size, UNKNOWN_US)
     filled = lengths > 0
-    newest[filled] = np.maximum.reduceat(time_us, (np.cumsum(lengths) - lengths)[filled])
-    return int(time_us.min()), newest
+    newest[filled] = np.maximum.reduceat(time_us, begins[filled])
+    return oldest_us, newest
 
 
 def _sift(chunk: Chunk, arrivals: list[Arrival], max_future_us: int) -> tuple[Chunk, list[Refusal]]:

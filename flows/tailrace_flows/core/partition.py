@@ -275,20 +275,13 @@ class Partition:
         for chunk in chunks:
             by_stream.setdefault((chunk.service, chunk.stream), []).append(chunk)
         for name, group in by_stream.items():
-            offsets = np.concatenate([chunk.offsets for chunk in group])
-            maxima = np.concatenate([chunk.newest_us for chunk in group])
-            order = np.argsort(offsets, kind="stable")
             before = self._watermarks_us.get(name, UNKNOWN_US)
-            after = np.maximum.accumulate(np.maximum(maxima[order] - self.config.disorder_us, before))
-            watermarks = np.empty_like(after)
-            watermarks[order] = np.concatenate([[before], after[:-1]])
-            if name in ended:
-                watermarks[offsets > ended[name]] = AFTER_ALL
-            at = 0
-            for chunk in group:
-                chunk.watermarks_us = watermarks[at : at + chunk.offsets.size]
-                at += chunk.offsets.size
-            self._watermarks_us[name] = int(after[-1])
+            maxima = _joined([chunk.newest_us for chunk in group])
+            if maxima.size == 1 and name not in ended:
+                group[0].watermarks_us[0] = before
+                self._watermarks_us[name] = max(before, int(maxima[0]) - self.config.disorder_us)
+            else:
+                self._watermarks_us[name] = self._place(group, maxima, before, ended.get(name))
             newest = int(maxima.max())
             if newest > UNKNOWN_US:
                 self._newest_us[name] = max(newest, self._newest_us.get(name, newest))
@@ -299,6 +292,21 @@ class Partition:
                 self._rebuilding.add(name)
             elif sent:
                 self._rebuilding.discard(name)
+
+    def _place(self, chunks: list[Chunk], maxima: Any, before: int, ended: int | None) -> int:
+        """Gives the batches of one stream their watermarks, from `before` on; returns the one after them."""
+        offsets = _joined([chunk.offsets for chunk in chunks])
+        order = np.argsort(offsets, kind="stable")
+        after = np.maximum.accumulate(np.maximum(maxima[order] - self.config.disorder_us, before))
+        watermarks = np.empty_like(after)
+        watermarks[order] = np.concatenate([[before], after[:-1]])
+        if ended is not None:
+            watermarks[offsets > ended] = AFTER_ALL
+        at = 0
+        for chunk in chunks:
+            chunk.watermarks_us = watermarks[at : at + chunk.offsets.size]
+            at += chunk.offsets.size
+        return int(after[-1])
 
     # -- silence ------------------------------------------------------------------------------------
 
@@ -422,3 +430,7 @@ class Partition:
         return DeadLetter(
             self.topic, self.number, offset, time_us, service, reason, detail, samples, len(value), kept
         )  # fmt: skip
+
+
+def _joined(parts: list[Any]) -> Any:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

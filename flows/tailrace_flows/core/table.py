@@ -112,11 +112,14 @@ class WindowTable:
         disorder has been set lower, would miss the rest of it."""
         self._unsettled = state.dirty
         """(length, start) of settled windows whose rows are not what they should be."""
+        self.dirty = False
+        """Whether emitted rows are out of date."""
         every = np.arange(len(self._series.series), dtype=np.int32)
         for length, start in state.dirty:
             window = (self._windows if length == config.window_us else self._minutes).get(start)
             if window is not None:
                 window.dirty = [every]
+                self.dirty = True
 
     # -- samples in ---------------------------------------------------------------------------------
 
@@ -206,6 +209,7 @@ class WindowTable:
                 elif (length, at) not in self._unsettled:
                     return
             window.dirty.append(slots)
+            self.dirty = True
 
         mark(self._windows[start], config.window_us, start)
         minute_start = start - start % config.rollup_us
@@ -242,11 +246,6 @@ class WindowTable:
         self._series.limit(most)
 
     @property
-    def dirty(self) -> bool:
-        """Whether emitted rows are out of date."""
-        return any(w.dirty for w in self._windows.values()) or any(m.dirty for m in self._minutes.values())
-
-    @property
     def open_until_us(self) -> int:
         """The watermark at which the last window that exists is retired; BEFORE_ALL with none."""
         return max((self.config.retired_after_us(start) for start in self._windows), default=BEFORE_ALL)
@@ -259,6 +258,11 @@ class WindowTable:
         """
         config = self.config
         boundary = max(self.watermark_us, self.closed_until_us, close_until_us or BEFORE_ALL)
+        if not self.dirty and boundary // config.window_us == self.closed_until_us // config.window_us:
+            # No window ends between the two: mostly, and then there is nothing to look for.
+            self.closed_until_us = boundary
+            self._retire()
+            return []
         due = [*self._due(self._windows, config.window_us, boundary, dirty)]
         due_minutes = [*self._due(self._minutes, config.rollup_us, boundary, dirty)]
         blocks: list[Block] = []
@@ -277,6 +281,7 @@ class WindowTable:
                 blocks += self._block(start, config.rollup_seconds, merged, slots, parts)
         self.closed_until_us = boundary
         self._retire()
+        self.dirty = any(w.dirty for w in self._windows.values()) or any(m.dirty for m in self._minutes.values())
         return [block._replace(watermark_us=boundary) for block in blocks]
 
     def wall(self, now_us: int, *, retire: bool) -> list[Block]:
