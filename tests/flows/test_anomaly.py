@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tailrace_flows.core.anomaly import AnomalyConfig, Detector, DetectorBank, Direction, Verdict
+from tailrace_flows.core.anomaly.config import DETECTOR_VERSION, STATE_VERSION
 
 MINUTE_US = 60_000_000
 MONDAY_US = 1_699_833_600_000_000
@@ -108,8 +109,12 @@ def test_a_number_given_to_another_series_starts_anew() -> None:
 
 
 def test_state_of_another_version_is_refused() -> None:
-    for made, state in ((Detector, Detector().snapshot()), (DetectorBank, DetectorBank(1).snapshot())):
-        other = state.replace(b"K\x01", b"K\x63", 1)
+    versions = (
+        (Detector, Detector().snapshot(), DETECTOR_VERSION),
+        (DetectorBank, DetectorBank(1).snapshot(), STATE_VERSION),
+    )
+    for made, state, version in versions:
+        other = state.replace(b"K" + bytes([version]), b"K\x63", 1)
         with pytest.raises(ValueError, match="format 99"):
             made(state=other)
 

@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from math import inf, log
 
-__all__ = ["STATE_VERSION", "AnomalyConfig", "Direction"]
+__all__ = ["DETECTOR_VERSION", "STATE_VERSION", "AnomalyConfig", "Direction"]
 
 STATE_VERSION = 1
-"""Of snapshots. Raise it when state of an older version would be misread."""
+"""Of a bank's snapshots. Raise it when state of an older version would be misread."""
+DETECTOR_VERSION = 2
+"""Of a single detector's."""
 
 
 class Direction(StrEnum):

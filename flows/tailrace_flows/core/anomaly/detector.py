@@ -11,6 +11,7 @@ from tailrace_flows.core.anomaly.config import (
     BAR_MAX,
     BAR_STEP,
     CLIMB,
+    DETECTOR_VERSION,
     ERROR_LIMIT,
     EVIDENCE,
     EVIDENCE_DRIFT,
@@ -38,7 +39,6 @@ from tailrace_flows.core.anomaly.config import (
     SCALE_FLOOR_RATIO,
     SLOW,
     SMOOTHING,
-    STATE_VERSION,
     SURPRISE_Z2,
     UNLIMITED_POINTS,
     WEIGHT_MAX,
@@ -70,7 +70,7 @@ UNKNOWN = Verdict(0.0, False, nan, nan, nan, True)
 class Profile:
     """What is usual at each place of a cycle: means of the visits to each bin, the latest weighing most."""
 
-    __slots__ = ("bins", "count", "end_us", "here", "offset", "total", "usual", "width_us")
+    __slots__ = ("begin_us", "bins", "count", "end_us", "here", "known", "offset", "total", "usual", "width_us")
 
     def __init__(self, width_us: int, bins: int) -> None:
         self.width_us, self.bins = width_us, bins
@@ -78,28 +78,26 @@ class Profile:
         self.offset = 0.0
         """Where the series is now, relative to the profile."""
         self.here = -1
-        self.end_us = 0
+        self.known = nan
+        """What was usual here before the visit under way; NaN: not known."""
+        self.begin_us = self.end_us = 0
         self.total = 0.0
         self.count = 0
 
-    def take(self, time_us: int, value: float) -> float:
-        """What was usual at this time before the visit that `value` belongs to; NaN: not known."""
-        if not self.end_us - self.width_us <= time_us < self.end_us:
-            number = time_us // self.width_us
-            self.end_us = (number + 1) * self.width_us
-            here = number % self.bins
-            if here != self.here:
-                self._leave(here)
-        self.total += value
-        self.count += 1
-        return self.usual[self.here]
-
-    def _leave(self, here: int) -> None:
+    def enter(self, time_us: int) -> None:
+        """The time has left the bin, or come around to it again."""
+        number = time_us // self.width_us
+        self.begin_us = number * self.width_us
+        self.end_us = self.begin_us + self.width_us
+        here = number % self.bins
+        if here == self.here:
+            return
         if self.count:
             mean = self.total / self.count
             usual = self.usual[self.here]
             self.usual[self.here] = mean if usual != usual else usual + PROFILE * (mean - usual)
         self.here = here
+        self.known = self.usual[here]
         self.total = 0.0
         self.count = 0
 
@@ -147,15 +145,15 @@ class Detector:
         self._bar = 1.0
         if state is not None:
             version, fields = pickle.loads(state)  # noqa: S301 - our own snapshot
-            if version != STATE_VERSION:
-                raise ValueError(f"the detector's state has format {version}, this Tailrace reads {STATE_VERSION}")
+            if version != DETECTOR_VERSION:
+                raise ValueError(f"the detector's state has format {version}, this Tailrace reads {DETECTOR_VERSION}")
             for name, value in fields.items():
                 setattr(self, name, value)
 
     def snapshot(self) -> bytes:
         """The state; a detector made from it goes on as this one does. About 2 kB."""
         fields: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__ if name != "config"}
-        return pickle.dumps((STATE_VERSION, fields), protocol=5)
+        return pickle.dumps((DETECTOR_VERSION, fields), protocol=5)
 
     def false_positive(self) -> None:
         """A person says that a flag was none: raises the bar, which comes down again within a month of 1 m windows."""
@@ -167,7 +165,7 @@ class Detector:
         return self._bar
 
     def update(self, time_us: int, value: float) -> Verdict:
-        """Judges a point by itself and the points before it, then learns from it. Some 6 us."""
+        """Judges a point by itself and the points before it, then learns from it. Some 5 us."""
         if not -LARGEST < value < LARGEST:
             return UNKNOWN._replace(warming_up=self.points < self.config.warmup_points)
         self.points += 1
@@ -198,56 +196,55 @@ class Detector:
         predictors say each, in scales; then learns the value."""
         fast, mid, slow = self._fast, self._mid, self._slow
         scales = self._scales
-        predictions = [fast, mid, slow]
         best, least = fast, scales[0]
         if scales[1] < least:
             best, least = mid, scales[1]
         if scales[2] < least:
             best, least = slow, scales[2]
-        for profile in self._profiles:
-            usual = profile.take(time_us, value)
-            offset = profile.offset
-            prediction = usual + offset
-            if usual == usual:
-                profile.offset = offset + OFFSET * (value - prediction)
-                scale = scales[len(predictions)]
-                if scale < least:
-                    best, least = prediction, scale
+        hour, day, week = self._profiles
+        predictions = [fast, mid, slow]
+        for number, profile in ((3, hour), (4, day), (5, week)):
+            if not profile.begin_us <= time_us < profile.end_us:
+                profile.enter(time_us)
+            profile.total += value
+            profile.count += 1
+            prediction = profile.known + profile.offset
             predictions.append(prediction)
-            if len(predictions) == 5:
-                day = usual
-        predictions.append(day)
-        floor = SCALE_FLOOR + SCALE_FLOOR_RATIO * abs(slow)
-        rate = 1.0 / self.points
+            if prediction == prediction:
+                profile.offset += OFFSET * (value - prediction)
+                if scales[number] < least:
+                    best, least = prediction, scales[number]
+        predictions.append(day.known)
+        floor = SCALE_FLOOR + SCALE_FLOOR_RATIO * (slow if slow >= 0.0 else -slow)
+        points = self.points
+        rate = 1.0 / points
         scale_rate = rate if rate > SCALE else SCALE
-        limit = ERROR_LIMIT if self.points > UNLIMITED_POINTS else inf
+        limit = ERROR_LIMIT if points > UNLIMITED_POINTS else inf
         best_scale = least + floor
         near = NEAR * best_scale
         above = value >= best
         agreed = inf
         zs = []
-        learned: list[float] = []
-        for prediction, scale in zip(predictions, scales, strict=True):
+        for number, prediction in enumerate(predictions):
             off = value - prediction
-            if off != off:
+            if off == off:
+                scale = scales[number]
+                error = off if off >= 0.0 else -off
+                if scale != scale:  # a profile just known starts no better than the fast level
+                    scale = scales[0] if scales[0] > error else error
+                spread = scale + floor
+                z = off / spread
+                zs.append(z)
+                if spread <= near and number < 6:
+                    if not above:
+                        z = -z
+                    if z < agreed:
+                        agreed = z
+                if error > limit * spread:
+                    error = limit * spread
+                scales[number] = scale + scale_rate * (error - scale)
+            else:
                 zs.append(0.0)
-                learned.append(scale)
-                continue
-            error = off if off >= 0.0 else -off
-            if scale != scale:  # a profile just known starts no better than the fast level
-                scale = max(learned[0], error)
-            spread = scale + floor
-            z = off / spread
-            zs.append(z)
-            if spread <= near and len(zs) < 7:
-                if not above:
-                    z = -z
-                if z < agreed:
-                    agreed = z
-            if error > limit * spread:
-                error = limit * spread
-            learned.append(scale + scale_rate * (error - scale))
-        self._scales = learned
         self._fast = fast + (rate if rate > FAST else FAST) * (value - fast)
         self._mid = mid + (rate if rate > MID else MID) * (value - mid)
         self._slow = slow + (rate if rate > SLOW else SLOW) * (value - slow)
@@ -285,7 +282,7 @@ class Detector:
         rarity = 0.0 if share >= 1.0 else -log(share) * (stretch if stretch > 1.0 else 1.0)
         fade = FORGET_SHARE * self.points + FORGET_MIN
         self._peak *= 1.0 - 1.0 / (fade if fade < FORGET_MAX else FORGET_MAX)
-        score = 1.0 - exp(-rarity)
+        score = 1.0 - exp(-rarity) if rarity else 0.0
         if rarity > HELD_RARITY:
             if rarity <= self._peak + CLIMB:
                 score = HELD_SCORE
@@ -298,7 +295,13 @@ class Detector:
         if above != self._above:
             self._above = above
             self._evidence = 0.0
-        second = sorted(zs)[-2] if above else -sorted(zs)[1]
+        a, b, c, d = zs if above else (-zs[0], -zs[1], -zs[2], -zs[3])
+        if a < b:
+            a, b = b, a
+        if c < d:
+            c, d = d, c
+        # The second largest of the four.
+        second = max(b, c) if a > c else max(a, d)
         if second < agreed:
             agreed = second
         evidence = EVIDENCE_KEPT * self._evidence + agreed - EVIDENCE_DRIFT * self._bar
