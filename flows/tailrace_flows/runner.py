@@ -9,9 +9,10 @@ import fcntl
 import logging
 import os
 import signal
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from tailrace_sinks.kafka import StoppedError
 from tailrace_flows.private_files import check_owned, open_private, private_directory
 from tailrace_flows.settings import Settings
 
-__all__ = ["LockedError", "is_locked", "lock", "prepare_recovery", "run"]
+__all__ = ["DamagedError", "LockedError", "is_locked", "lock", "prepare_recovery", "run"]
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,10 @@ _LOCKED = "two flows on one state would count twice. Stop it, or give this one a
 
 class LockedError(Exception):
     """Another instance uses the directory."""
+
+
+class DamagedError(Exception):
+    """The directory's files are not as they were written. States within them have checksums of their own."""
 
 
 @contextmanager
@@ -85,13 +90,38 @@ def prepare_recovery(directory: Path) -> RecoveryConfig:
     """The recovery configuration; makes the directory's database at the first start.
 
     Raises:
+        DamagedError: a file of it is missing, torn or truncated.
         ExposedError: others can write into the directory. The state is pickled: who writes it runs code as us.
         OSError: the directory cannot be made.
     """
     check_owned(private_directory(directory))
-    if not any(directory.glob("*.sqlite3")):
+    if any(directory.glob("*.sqlite3")):
+        _check_whole(directory)
+    else:
         init_db_dir(directory, RECOVERY_PARTITIONS)
     return RecoveryConfig(str(directory))
+
+
+def _check_whole(directory: Path) -> None:
+    """Cost: reading the files once."""
+    advice = "put back a copy of the directory, or start with a new one: what Kafka still has is then read again"
+    for number in range(RECOVERY_PARTITIONS):
+        path = directory / f"part-{number}.sqlite3"
+        if not path.exists():
+            raise DamagedError(f"{path} is missing: {advice}")
+        try:
+            with closing(sqlite3.connect(path, timeout=30)) as database:
+                found = [row[0] for row in database.execute("PRAGMA quick_check")]
+                tables = database.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'").fetchone()[0]
+        except sqlite3.DatabaseError as error:
+            raise DamagedError(f"{path} is damaged ({error}): {advice}") from error
+        # The header's page size and count: pages that are still in a write-ahead log are not in it.
+        with path.open("rb") as file:
+            header = file.read(32)
+        pages, page_bytes = int.from_bytes(header[28:32], "big"), int.from_bytes(header[16:18], "big")
+        if found != ["ok"] or not tables or path.stat().st_size < pages * page_bytes:
+            what = found[0] if found != ["ok"] else "its end is missing" if tables else "it is empty"
+            raise DamagedError(f"{path} is damaged ({what}): {advice}")
 
 
 def keep_freed_memory() -> None:

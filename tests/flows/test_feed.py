@@ -1,9 +1,8 @@
 """A partition of a topic other than samples."""
 
-import pickle
-
 import pytest
 from tailrace_flows.core.feed import MAX_INVALID_RUN, UNREADABLE, PoisonedError, Record, TopicFeed
+from tailrace_flows.core.sealed import seal
 
 
 def decode(key: bytes | None, value: bytes) -> tuple[bytes | None, int]:
@@ -82,4 +81,4 @@ def test_too_many_unreadable_records_in_a_row_stop_the_flow() -> None:
 def test_a_state_of_another_format_is_refused() -> None:
 
     with pytest.raises(ValueError, match="format 9"):
-        feed(pickle.dumps((9, "one", 0)))
+        feed(seal(9, ("one", 0)))

@@ -7,6 +7,7 @@ from tailrace_flows.core.chunk import Mark
 from tailrace_flows.core.counters import Count
 from tailrace_flows.core.feed import PoisonedError, Record
 from tailrace_flows.core.partition import Partition
+from tailrace_flows.core.sealed import seal
 from tailrace_flows.core.shard import Shard
 from tailrace_schemas.samples import KINDS, Series
 
@@ -387,7 +388,7 @@ def state_after(records: int, *, hold: bool = True) -> bytes:
 def test_a_state_of_another_format_is_refused_with_what_to_do() -> None:
     for build in (partition, lambda state: Shard(CONFIG, START_US, state)):
         with pytest.raises(ValueError, match="has format 99, this Tailrace reads 1: drain"):
-            build(pickle.dumps((99, *[None] * 3)) if build is not partition else pickle.dumps((99, None)))
+            build(seal(99, None))
 
 
 def test_windows_that_are_in_the_snapshots_are_not_to_be_lost_by_a_setting() -> None:

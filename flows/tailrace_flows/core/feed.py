@@ -4,13 +4,13 @@ A plain state machine, as `tailrace_flows.core.partition` is for samples; `Feed`
 (`tailrace_flows.source`) needs of both.
 """
 
-import pickle
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from tailrace_schemas.deadletter import MAX_PAYLOAD_BYTES, DeadLetter
 
 from tailrace_flows.core.counters import Count, Counters
+from tailrace_flows.core.sealed import seal, unseal
 
 __all__ = ["UNREADABLE", "Feed", "PoisonedError", "Record", "TopicFeed", "is_elsewhere"]
 
@@ -114,17 +114,12 @@ class TopicFeed(Generic[Item]):
         self._cluster_id = cluster_id
         self._decode = decode
         self._since_us = 0 if state else since_us
-        version, stored, offset, *totals = pickle.loads(state) if state else (STATE_VERSION, cluster_id, start)  # noqa: S301 - our own file
-        if version != STATE_VERSION:
-            raise ValueError(
-                f"the recovery state has format {version}, this Tailrace reads {STATE_VERSION}: "
-                "drain with the version that wrote it, or start with a new recovery directory"
-            )
+        stored, offset, totals = unseal(STATE_VERSION, state) if state is not None else (cluster_id, start, {})
         self.moved_from: str | None = stored if is_elsewhere(stored, cluster_id) else None
         self.next_offset: int = start if self.moved_from is not None else offset
         self._invalid_run = 0
         # Several flows read the same topic and count the same records: with one scope these are counted once.
-        self._counters = Counters(f"{topic}[{number}]", *totals)
+        self._counters = Counters(f"{topic}[{number}]", totals)
 
     @property
     def position(self) -> int:
@@ -179,8 +174,7 @@ class TopicFeed(Generic[Item]):
 
     def snapshot(self, now_us: int) -> bytes:
         """The state for recovery."""
-        kept = (STATE_VERSION, self._cluster_id, self.next_offset, dict(self._counters.totals))
-        return pickle.dumps(kept, protocol=5)
+        return seal(STATE_VERSION, (self._cluster_id, self.next_offset, dict(self._counters.totals)))
 
     def _letter(self, record: Record, detail: str) -> DeadLetter:
         self._counters.add("", "", f"dead_letters.{UNREADABLE}.{self.topic}", 1)

@@ -4,7 +4,6 @@ A plain state machine: records and wall time come as arguments. The Kafka adapte
 See docs/architecture.md, "Recovery", for `held` and `position`.
 """
 
-import pickle
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from tailrace_flows.core.chunk import UNKNOWN_US, Arrival, Chunk, Mark, Refusal,
 from tailrace_flows.core.config import WindowConfig
 from tailrace_flows.core.counters import Count, Counters, dead_letters
 from tailrace_flows.core.feed import MAX_INVALID_RUN, PoisonedError, Record, is_elsewhere
+from tailrace_flows.core.sealed import seal, unseal
 from tailrace_flows.core.sequences import Producer, Seen, observe
 from tailrace_flows.core.shard import FORGET_US
 from tailrace_flows.core.singles import Singles
@@ -106,13 +106,9 @@ class Partition:
         self.config = config
         self._hold = hold
         self._cluster_id = cluster_id
-        version, restored = pickle.loads(state) if state else (STATE_VERSION, None)  # noqa: S301 - our own file
-        if version != STATE_VERSION:
-            raise ValueError(
-                f"the recovery state has format {version}, this Tailrace reads {STATE_VERSION}: "
-                "drain with the version that wrote it, or start with a new recovery directory"
-            )
-        kept: _State = restored or _State(cluster_id, start, start, {}, {}, {}, {}, hold, start == 0)
+        kept: _State = (unseal(STATE_VERSION, state) if state is not None else None) or _State(
+            cluster_id, start, start, {}, {}, {}, {}, hold, start == 0
+        )
         if hold and not kept.hold:
             raise ValueError(
                 "recovery.contents was 'snapshot' and is now 'replay', which would lose the windows that are open: "
@@ -359,7 +355,7 @@ class Partition:
             self._hold,
             self._whole,
         )
-        return pickle.dumps((STATE_VERSION, state), protocol=5)
+        return seal(STATE_VERSION, state)
 
     @property
     def held(self) -> int:

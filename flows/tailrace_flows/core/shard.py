@@ -3,7 +3,6 @@
 A plain state machine: `now_us` is wall time, given by the caller. The Bytewax adapter is `tailrace_flows.windows`.
 """
 
-import pickle
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -17,6 +16,7 @@ from tailrace_schemas.topics import shard_of
 from tailrace_flows.core.chunk import Chunk, Mark
 from tailrace_flows.core.config import WindowConfig
 from tailrace_flows.core.counters import Count, Counters
+from tailrace_flows.core.sealed import seal, unseal
 from tailrace_flows.core.table import Block, TableState, WindowTable
 
 __all__ = ["Output", "Shard"]
@@ -59,12 +59,7 @@ class Shard:
             ValueError: the state was written by another version of this format.
         """
         self.config = config
-        version, scope, totals, streams = pickle.loads(state) if state else (STATE_VERSION, "", {}, {})  # noqa: S301 - our own file
-        if version != STATE_VERSION:
-            raise ValueError(
-                f"the recovery state has format {version}, this Tailrace reads {STATE_VERSION}: "
-                "drain with the version that wrote it, or start with a new recovery directory"
-            )
+        scope, totals, streams = unseal(STATE_VERSION, state) if state is not None else ("", {}, {})
         self._counters = Counters(scope, totals)
         self._counters_due_us = now_us
         self._dirty_due_us: int | None = None
@@ -146,7 +141,7 @@ class Shard:
         streams: dict[tuple[str, str], tuple[TableState, dict[int, bool | None]]] = {
             name: (entry.table.state(contents=contents), entry.idle) for name, entry in self._streams.items()
         }
-        return pickle.dumps((STATE_VERSION, self._counters.scope, self._counters.totals, streams), protocol=5)
+        return seal(STATE_VERSION, (self._counters.scope, self._counters.totals, streams))
 
     # ------------------------------------------------------------------------------------------------
 

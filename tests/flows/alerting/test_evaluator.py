@@ -1,6 +1,5 @@
 """One key of the evaluation: cuts, crashes and repetitions do not change what comes of the same rows."""
 
-import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from zlib import crc32
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 from tailrace_flows.core.alerting.evaluator import EVALUATORS, Evaluator
 from tailrace_flows.core.alerting.units import plan
 from tailrace_flows.core.chunk import UNKNOWN_US
+from tailrace_flows.core.sealed import seal
 from tailrace_schemas.alerts import AlertEvent, Command, CommandKind, Transition, time_of
 from tailrace_schemas.config import ConfigModel, load, record_of
 from tailrace_schemas.rows import WindowRows
@@ -245,4 +245,4 @@ def test_a_key_judges_what_is_its_own_alone() -> None:
 def test_a_state_of_another_format_is_refused() -> None:
 
     with pytest.raises(ValueError, match="format 9"):
-        Evaluator(NUMBER, PLAN, {}, WALL_US, pickle.dumps((9,)))
+        Evaluator(NUMBER, PLAN, {}, WALL_US, seal(9, None))

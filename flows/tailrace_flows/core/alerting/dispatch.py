@@ -37,6 +37,7 @@ from tailrace_flows.core.alerting.groups import Draft, Group, Held, Identity, Tr
 from tailrace_flows.core.alerting.holding import FlapDetector, Inhibitor, Silencer, microseconds
 from tailrace_flows.core.alerting.routing import Node, Router, pairs_text
 from tailrace_flows.core.alerting.times import contains
+from tailrace_flows.core.sealed import foreign
 
 __all__ = ["ALERTS_MAX", "Dispatcher"]
 
@@ -72,7 +73,7 @@ class Dispatcher:
         if state is not None:
             version, *parts = pickle.loads(state)  # noqa: S301 - our own recovery state
             if version != STATE_VERSION:
-                raise ValueError(f"the dispatcher's state has format {version}, not {STATE_VERSION}")
+                raise foreign(version, STATE_VERSION, "the dispatcher's state")
             self._alerts, self._groups, self._changes, self._ended, self._silences = parts
         self._config = config
         self._next_us: int | None = None

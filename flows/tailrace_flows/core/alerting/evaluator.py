@@ -4,7 +4,6 @@ A plain state machine; wall time (`now_us`) is given by the caller and only says
 judged are *units*: a rule group, an objective, the health of all services. Each belongs to one key by its name.
 """
 
-import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -20,6 +19,7 @@ from tailrace_flows.core.alerting.clock import EvaluationClock
 from tailrace_flows.core.alerting.store import STEP_US, Keep, WindowStore
 from tailrace_flows.core.chunk import UNKNOWN_US
 from tailrace_flows.core.counters import Counters
+from tailrace_flows.core.sealed import seal, unseal
 from tailrace_flows.core.table import AFTER_ALL
 
 __all__ = ["DELAY", "EVALUATORS", "Evaluator", "Findings", "Plan", "Unit"]
@@ -170,17 +170,11 @@ class Evaluator:
         state: bytes,
     ) -> Self:
         """From a snapshot, which knows its number. Raises as the class does."""
-        return cls(pickle.loads(state)[1], plan, config, now_us, state)  # noqa: S301 - our own recovery state
+        return cls(unseal(STATE_VERSION, state)[0], plan, config, now_us, state)
 
     def _restore(self, state: bytes, now_us: int) -> None:
         """As it was, with the configuration that it had; what has changed since is then a change like any other."""
-        version, *contents = pickle.loads(state)  # noqa: S301 - our own recovery state
-        if version != STATE_VERSION:
-            raise ValueError(
-                f"the recovery state has format {version}, this Tailrace reads {STATE_VERSION}: "
-                "drain with the version that wrote it, or start with a new recovery directory"
-            )
-        self.number, self._clock, self._judged_us, totals, rows, config, units = contents
+        self.number, self._clock, self._judged_us, totals, rows, config, units = unseal(STATE_VERSION, state)
         self._clock.resume(now_us)
         self._counters = Counters(self._counters.scope, totals)
         self._configure({key: model_of(key, text) for key, text in config.items()}, units)
@@ -270,7 +264,7 @@ class Evaluator:
         config = {key: model.model_dump_json(by_alias=True, exclude_unset=True) for key, model in self._config.items()}
         units = {key: (slot.unit.snapshot(), slot.changed) for key, slot in self._slots.items()}
         kept = (self.number, self._clock, self._judged_us, self._counters.totals, self._store.snapshot(), config, units)
-        return pickle.dumps((STATE_VERSION, *kept), protocol=5)
+        return seal(STATE_VERSION, kept)
 
     # --------------------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from tailrace_schemas.config.maintenance import Maintenance
 
 from tailrace_flows.core.alerting.lifecycle import AlertSpec, RuleAlerts
 from tailrace_flows.core.alerting.maintenance import Calendar
+from tailrace_flows.core.sealed import foreign
 
 __all__ = ["DEGRADED", "HEALTHY", "UNHEALTHY", "UNKNOWN", "CheckResult", "Health", "HealthStatus"]
 
@@ -145,7 +146,7 @@ class Health:
         fresh: tuple[Any, ...] = (STATE_VERSION, None, None, {}, {}, {}, {})
         version, started_us, last_us, states, seen, alerts, waiting = fresh if state is None else state
         if version != STATE_VERSION:
-            raise ValueError(f"the state of health has format {version}, this Tailrace reads {STATE_VERSION}")
+            raise foreign(version, STATE_VERSION, "the state of health")
         self._started_us: int | None = started_us
         self._last_us: int | None = last_us
         self._states = {name: _CheckState(*states.get(name, ())) for name in self.checks}

@@ -19,6 +19,8 @@ from typing import Any, Final, NamedTuple
 from tailrace_schemas.alerts import Alert, AlertEvent, Severity, Transition
 from tailrace_schemas.incidents import Impact, Incident, IncidentStatus, Stretch, incident_id
 
+from tailrace_flows.core.sealed import foreign
+
 __all__ = [
     "Availability", "Incidents", "accuracy", "availability", "down_stretches", "interventions", "mean_time_to_repair_s",
 ]  # fmt: skip
@@ -77,7 +79,7 @@ class Incidents:
             return
         version, self.dropped, services = state
         if version != STATE_VERSION:
-            raise ValueError(f"the state of incidents has format {version}, this Tailrace reads {STATE_VERSION}")
+            raise foreign(version, STATE_VERSION, "the state of incidents")
         for name, (forgotten, newest, alerts, told) in services.items():
             found = self._services[name] = _Service()
             found.forgotten, found.newest = forgotten, newest

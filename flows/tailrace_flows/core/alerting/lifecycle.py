@@ -40,6 +40,8 @@ from tailrace_schemas.alerts import (
     us_of,
 )
 
+from tailrace_flows.core.sealed import foreign
+
 __all__ = ["AlertSpec", "RuleAlerts", "describe"]
 
 MAX_ALERTS: Final = 10_000
@@ -387,9 +389,7 @@ class RuleAlerts:
     def _restore(self, state: Any) -> None:
         version, *contents = state
         if version != STATE_VERSION:
-            raise ValueError(
-                f"the state of {self.spec.source} has format {version}, this Tailrace reads {STATE_VERSION}"
-            )
+            raise foreign(version, STATE_VERSION, f"the state of {self.spec.source}")
         self._last_us, instances, lives, resolved = contents
         for labels, event, sequence, commands in lives:
             life = _Life(labels, AlertEvent.model_validate_json(event), sequence, deque(commands, COMMANDS_KEPT))

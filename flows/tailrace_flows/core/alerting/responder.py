@@ -6,7 +6,6 @@ A plain state machine of one key; time is wall time, given by the caller. Give i
     response = responder.on_time(now_us)
 """
 
-import pickle
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -18,6 +17,7 @@ from tailrace_schemas.notifications import Notification
 
 from tailrace_flows.core.alerting.dispatch import Dispatcher
 from tailrace_flows.core.alerting.incidents import Incidents
+from tailrace_flows.core.sealed import seal, unseal
 
 __all__ = ["Responder", "Response"]
 
@@ -53,12 +53,7 @@ class Responder:
         """What came since the last `on_time`; a snapshot is never taken in between."""
         dispatcher = incidents = None
         if state is not None:
-            version, dispatcher, incidents, self._waiting = pickle.loads(state)  # noqa: S301 - our own recovery state
-            if version != STATE_VERSION:
-                raise ValueError(
-                    f"the recovery state has format {version}, this Tailrace reads {STATE_VERSION}: "
-                    "drain with the version that wrote it, or start with a new recovery directory"
-                )
+            dispatcher, incidents, self._waiting = unseal(STATE_VERSION, state)
         self._dispatcher = Dispatcher(DispatchConfig.of(self._config.values()), dispatcher, now_us)
         self._incidents = Incidents(incidents)
 
@@ -104,9 +99,7 @@ class Responder:
 
     def snapshot(self) -> bytes:
         """The state for recovery."""
-        return pickle.dumps(
-            (STATE_VERSION, self._dispatcher.snapshot(), self._incidents.snapshot(), self._waiting), protocol=5
-        )
+        return seal(STATE_VERSION, (self._dispatcher.snapshot(), self._incidents.snapshot(), self._waiting))
 
 
 def _unknown(cause: str, command: Command) -> AlertEvent:

@@ -23,6 +23,7 @@ from tailrace_schemas.config.slo import BurnAlert, SloSpec, percent_text
 from tailrace_flows.core.alerting.burn import STEP_S, BudgetRings, Events, Stored
 from tailrace_flows.core.alerting.lifecycle import AlertSpec, RuleAlerts
 from tailrace_flows.core.alerting.maintenance import Calendar
+from tailrace_flows.core.sealed import foreign
 
 __all__ = ["WINDOWS_S", "Slo", "SloStatus"]
 
@@ -92,9 +93,7 @@ class Slo:
         if state is not None:
             version, counted, rings, alerts = state
             if version != STATE_VERSION:
-                raise ValueError(
-                    f"the state of slo/{spec.name} has format {version}, this Tailrace reads {STATE_VERSION}"
-                )
+                raise foreign(version, STATE_VERSION, f"the state of slo/{spec.name}")
             if counted == _counted(spec):
                 self._rings = BudgetRings.restore(rings)
         self._alerts = {key: RuleAlerts(one, alerts.get(key)) for key, one in self._specs().items()}

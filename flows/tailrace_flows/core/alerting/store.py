@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from tailrace_schemas.config.matcher import Matcher
 from tailrace_schemas.samples import KINDS, Series
 
+from tailrace_flows.core.sealed import foreign
+
 __all__ = ["EMPTY", "STEP_US", "Keep", "LabelValues", "MetricRows", "Sketches", "WindowStore"]
 
 STEP_US: Final = 10_000_000
@@ -383,7 +385,7 @@ class WindowStore:
         if state is not None:
             version, *contents = pickle.loads(state)  # noqa: S301 - our own recovery state
             if version != STATE_VERSION:
-                raise ValueError(f"the state of the rows has format {version}, this Tailrace reads {STATE_VERSION}")
+                raise foreign(version, STATE_VERSION, "the state of the rows")
             self.refused, metrics = contents
             self._metrics = {name: MetricRows.restored(one) for name, one in metrics.items()}
         self.keep = keep

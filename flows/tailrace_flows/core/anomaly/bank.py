@@ -47,6 +47,7 @@ from tailrace_flows.core.anomaly.config import (
     AnomalyConfig,
     Direction,
 )
+from tailrace_flows.core.sealed import foreign
 
 __all__ = ["Band", "DetectorBank", "Verdicts"]
 
@@ -119,7 +120,7 @@ class DetectorBank:
         if state is not None:
             version, self.capacity, self._fields = pickle.loads(state)  # noqa: S301 - our own snapshot
             if version != STATE_VERSION:
-                raise ValueError(f"the detectors' state has format {version}, this Tailrace reads {STATE_VERSION}")
+                raise foreign(version, STATE_VERSION, "the detectors' state")
         self.grow(capacity)
 
     def grow(self, capacity: int) -> None:

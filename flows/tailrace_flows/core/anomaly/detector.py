@@ -45,6 +45,7 @@ from tailrace_flows.core.anomaly.config import (
     AnomalyConfig,
     Direction,
 )
+from tailrace_flows.core.sealed import foreign
 
 __all__ = ["Detector", "Verdict"]
 
@@ -146,7 +147,7 @@ class Detector:
         if state is not None:
             version, fields = pickle.loads(state)  # noqa: S301 - our own snapshot
             if version != DETECTOR_VERSION:
-                raise ValueError(f"the detector's state has format {version}, this Tailrace reads {DETECTOR_VERSION}")
+                raise foreign(version, DETECTOR_VERSION, "the detector's state")
             for name, value in fields.items():
                 setattr(self, name, value)
 
