@@ -1,4 +1,4 @@
-"""Rules, objectives and health checks over past data: the evaluator's own state machines, on virtual time.
+"""Rules, objectives, health checks and detectors over past data: the evaluator's own state machines, on virtual time.
 
 Samples that are all at hand need no watermarks: they are sorted, and windowed a stretch of time at once by the
 aggregates of the core, which gives the rows that the window flow gives when nothing is late. From there on it is the
@@ -14,12 +14,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from tailrace_schemas.alerts import AlertEvent, Labels, Status, Transition, us_of
 from tailrace_schemas.config import ConfigModel
+from tailrace_schemas.config.anomaly import ANOMALY_FLAGS, ANOMALY_SCORE
 from tailrace_schemas.rows import WindowRows
 from tailrace_schemas.samples import Series
 
 from tailrace_flows.core.alerting.evaluator import GAP_US, Evaluator
 from tailrace_flows.core.alerting.store import STEP_US, Keep
-from tailrace_flows.core.alerting.units import plan
+from tailrace_flows.core.alerting.units import AnomalyUnit, plan
 from tailrace_flows.core.chunk import UNKNOWN_US
 from tailrace_flows.core.config import WindowConfig
 from tailrace_flows.core.increases import Baselines, Increases, increases_of
@@ -29,7 +30,7 @@ from tailrace_flows.core.window import Window
 
 __all__ = ["Backtest", "Samples", "Step", "windows_of"]
 
-PARTS: Final = ("rules", "slo", "health")
+PARTS: Final = ("rules", "slo", "health", "anomaly")
 SILENCE_US: Final = 24 * 3600 * 1_000_000
 """For so long, as rules look back, a stretch without a row is judged step by step; the rest of it once, at its end."""
 STRETCH_US: Final = 3600 * 1_000_000
@@ -168,14 +169,18 @@ class Backtest:
     def __init__(self, config: Mapping[str, ConfigModel]) -> None:
         self._evaluator = Evaluator(None, partial(plan, PARTS), config, UNKNOWN_US, live=False)
         self._judged_us: int | None = None
+        self._detects = any(isinstance(unit, AnomalyUnit) for unit in self._evaluator.units.values())
+        self._stride_us = STEP_US if self._detects else GAP_US
+        """How far is judged at once; what a detector finds must be there for the next step."""
 
     @property
     def keep(self) -> dict[str, Keep]:
-        """The metrics that are looked at, and how far back."""
+        """The metrics that are looked at, and how far back; but for those that detectors make."""
         found: dict[str, Keep] = {}
         for unit in self._evaluator.units.values():
             for metric, keep in unit.keep.items():
-                found[metric] = Keep(*map(max, found.get(metric, Keep(0)), keep))
+                if not (self._detects and metric in (ANOMALY_SCORE, ANOMALY_FLAGS)):
+                    found[metric] = Keep(*map(max, found.get(metric, Keep(0)), keep))
         return found
 
     def feed(self, rows: Any) -> Iterator[Step]:
@@ -188,8 +193,8 @@ class Backtest:
         if self._judged_us is None:
             self._judged_us = first_us - STEP_US
         step_until_us = min(first_us, self._judged_us + SILENCE_US)
-        while step_until_us - self._judged_us > GAP_US:
-            yield from self._advance(rows.slice(0, 0), self._judged_us + GAP_US)
+        while step_until_us - self._judged_us > self._stride_us:
+            yield from self._advance(rows.slice(0, 0), self._judged_us + self._stride_us)
         if first_us - self._judged_us > GAP_US:
             yield from self._advance(rows.slice(0, 0), first_us - STEP_US)
         at = 0
@@ -197,14 +202,16 @@ class Backtest:
         while at < rows.num_rows:
             end = int(np.searchsorted(end_us, until_us, side="right"))
             yield from self._advance(rows.slice(at, end - at), until_us)
-            at, until_us = end, min(until_us + GAP_US, last_us)
+            at, until_us = end, min(until_us + self._stride_us, last_us)
 
     def _advance(self, rows: Any, until_us: int) -> list[Step]:
         """Takes rows, and judges every step up to that time; at most GAP_US further than before, or it is one step."""
         self._judged_us = until_us
         block = WindowRows("", "", STEP_US // 1_000_000, until_us, rows)
-        events = self._evaluator.on_rows(block, until_us).events
-        return sorted(filter(None, map(_step, events)), key=lambda step: step[:3])
+        found = self._evaluator.on_rows(block, until_us)
+        for scores in found.blocks:  # as in the flow: what is found is there after the time it was found at
+            self._evaluator.on_rows(scores, until_us)
+        return sorted(filter(None, map(_step, found.events)), key=lambda step: step[:3])
 
 
 def _step(event: AlertEvent) -> Step | None:

@@ -91,7 +91,7 @@ def backtest(
         SummaryFormat.TEXT
     ),
 ) -> None:
-    """Run rules, SLOs and health checks over past data, as fast as possible, and tell nobody.
+    """Run rules, SLOs, health checks and detectors over past data, as fast as possible, and tell nobody.
 
     Prints each change of an alert as a JSON line: time, rule, labels, from, to, value. With --incidents, a summary says
     how many of them were found, how fast, and how many alerts were about none. The same input gives the same output.
@@ -111,7 +111,7 @@ def backtest(
     config = [record_of(item) for item in load_files(rules or []).items]
     run = Backtest({one.key: model_of(one.key, one.value) for one in config if one.value is not None})
     if not run.keep:
-        fail("nothing to judge: the files have no rules, no SLOs and no health checks")
+        fail("nothing to judge: the files have no rules, no SLOs, no health checks and no detectors")
     try:
         known = read_incidents(incidents) if incidents else None
         if data:

@@ -168,3 +168,19 @@ def test_silence_is_judged_however_long_it_lasts() -> None:
         steps = steps_of(windows_of(columns_of(found)), text)
         told = [(step.time_us // S - 1_000_010, step.after) for step in steps]
         assert told == [(30, Transition.ACTIVE), (gap_s + 10, Transition.RESOLVED)]
+
+
+def test_a_rule_over_the_scores_of_a_detector_hears_of_them_a_step_later() -> None:
+    text = """
+detectors: [{name: load, metric: one, aggregate: mean, by: [service], interval: 10s, min_deviation: 5}]
+groups:
+- name: g
+  rules:
+  - {alert: Odd, metric: anomaly.flags, aggregate: increase, window: 30s, by: [service], op: gt, threshold: 0}
+"""
+    start_s, odd_s = 1_000_000, 1_000_000 + 3000
+    found = [gauge(at_s, 100 if at_s == odd_s else 10 + at_s // 10 % 3) for at_s in range(start_s, odd_s + 200, 10)]
+    steps = steps_of(windows_of(columns_of(found)), text)
+    told = [(step.time_us // S - odd_s, step.rule, step.after) for step in steps]
+    assert told == [(20, "g/Odd", "active"), (40, "g/Odd", "resolved")]
+    assert set(Backtest(config_of(text)).keep) == {"one"}  # the scores are found, not read
