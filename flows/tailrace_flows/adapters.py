@@ -1,6 +1,5 @@
 """What all dataflows are wired with."""
 
-import logging
 import threading
 from collections.abc import Callable
 from typing import Final
@@ -8,7 +7,7 @@ from typing import Final
 from clickhouse_connect.driver.exceptions import ClickHouseError
 from tailrace_schemas.config.slo import SloSpec
 from tailrace_sinks.clickhouse import ClickHouseWriter, TlsFiles, connect
-from tailrace_sinks.kafka import KafkaWriter, StoppedError
+from tailrace_sinks.kafka import KafkaWriter
 from tailrace_sinks.slo_history import slo_history
 from urllib3.exceptions import HTTPError
 
@@ -17,9 +16,7 @@ from tailrace_flows.settings import Settings
 
 __all__ = ["Adapters"]
 
-log = logging.getLogger(__name__)
-
-RETRY_S: Final = 5
+HISTORY_TIMEOUT_S: Final = 60
 
 
 class Adapters:
@@ -49,20 +46,16 @@ class Adapters:
         )
 
     def slo_history(self, spec: SloSpec, until_us: int) -> list[Stored]:
-        """What ClickHouse has of an objective's past; tries again while it does not answer, until `hurry()`.
+        """What ClickHouse has of an objective's past.
 
         Raises:
-            StoppedError: the process is stopping.
+            ConnectionError: it does not answer, or refuses.
         """
-        while True:
-            try:
-                with connect(self.settings.clickhouse) as client:
-                    return [Stored(*row) for row in slo_history(client, spec, until_us)]
-            except (ClickHouseError, HTTPError, OSError) as error:
-                if self.hurry():
-                    raise StoppedError(f"the past of slo/{spec.name} cannot be read: {error}") from error
-                log.warning("slo/%s: its past cannot be read, again in %d s: %s", spec.name, RETRY_S, error)
-                self.stop.wait(RETRY_S)
+        try:
+            with connect(self.settings.clickhouse, read_timeout_s=HISTORY_TIMEOUT_S) as client:
+                return [Stored(*row) for row in slo_history(client, spec, until_us)]
+        except (ClickHouseError, HTTPError, OSError) as error:
+            raise ConnectionError(str(error)) from error
 
     def kafka(self) -> KafkaWriter:
         """A writer of messages."""

@@ -18,22 +18,20 @@ from tailrace_schemas import clock
 from tailrace_schemas.alerts import AlertEvent, Command
 from tailrace_schemas.cloudevents import read_command, read_event
 from tailrace_schemas.config import ConfigModel
-from tailrace_schemas.config.slo import SloSpec
 from tailrace_schemas.deadletter import DeadLetter
 from tailrace_schemas.rows import WindowRows, decode_window_rows
 
 from tailrace_flows.adapters import Adapters
 from tailrace_flows.alert_rows import incident_row
 from tailrace_flows.config_topic import ConfigChange, decode_change, read_config
-from tailrace_flows.core.alerting.burn import Stored
 from tailrace_flows.core.alerting.evaluator import EVALUATORS, Evaluator, Findings
 from tailrace_flows.core.alerting.responder import Responder, Response
-from tailrace_flows.core.alerting.store import STEP_US
-from tailrace_flows.core.alerting.units import SloUnit, plan
+from tailrace_flows.core.alerting.units import plan
 from tailrace_flows.core.feed import TopicFeed
 from tailrace_flows.core.shard import Output
 from tailrace_flows.outputs import AggregatesSink, DeadLettersSink, EventsSink, FindingsSink, NotificationsSink
 from tailrace_flows.settings import Settings
+from tailrace_flows.slo_past import History, SloPast
 from tailrace_flows.source import Place, TopicSource
 
 __all__ = ["add_alerts", "build_flow", "flow"]
@@ -47,8 +45,6 @@ Heard = AlertEvent | ConfigChange | Command
 """What the responder takes."""
 Config = Callable[[], Mapping[str, ConfigModel]]
 """Reads the config topic to its end, once a process."""
-History = Callable[[SloSpec, int], Iterable[Stored]]
-"""An objective's stored events until a time."""
 
 
 class _Evaluate(StatefulBatchLogic[tuple[int, Judged], Findings, bytes]):
@@ -57,16 +53,16 @@ class _Evaluate(StatefulBatchLogic[tuple[int, Judged], Findings, bytes]):
     def __init__(self, parts: Collection[str], config: Config, history: History, state: bytes | None) -> None:
         self._plan = partial(plan, parts)
         self._config = config
-        self._history = history
+        self._past = SloPast(history)
         self._evaluator: Evaluator | None = None
         if state is not None:
             self._evaluator = Evaluator.restored(self._plan, config(), clock.now_us(), state)
-            self._prime()
+            self._past.prime(self._evaluator.units)
 
     def on_batch(self, values: list[tuple[int, Judged]]) -> tuple[Iterable[Findings], bool]:
         if self._evaluator is None:
             self._evaluator = Evaluator(values[0][0], self._plan, self._config(), clock.now_us())
-            self._prime()
+        self._past.prime(self._evaluator.units)
         found = []
         for _, value in values:
             now_us = clock.now_us()
@@ -74,28 +70,27 @@ class _Evaluate(StatefulBatchLogic[tuple[int, Judged], Findings, bytes]):
                 found.append(self._evaluator.on_rows(value, now_us))
             elif isinstance(value, ConfigChange):
                 found.append(self._evaluator.on_change(value.key, value.model, now_us))
-                self._prime()
+                self._past.prime(self._evaluator.units)
             else:
                 found.append(self._evaluator.on_command(value, now_us))
         return [one for one in found if one], self.RETAIN
 
-    def _prime(self) -> None:
-        """Tells objectives that know nothing what is stored of their past."""
-        assert self._evaluator is not None
-        for unit in self._evaluator.units.values():
-            if isinstance(unit, SloUnit) and unit.empty:
-                until_us = clock.now_us() // STEP_US * STEP_US
-                unit.prime(until_us, self._history(unit.spec, until_us))
-
     def on_notify(self) -> tuple[Iterable[Findings], bool]:
-        found = self._evaluator.on_time(clock.now_us()) if self._evaluator else None
+        if self._evaluator is None:
+            return (), self.RETAIN
+        self._past.prime(self._evaluator.units)
+        found = self._evaluator.on_time(clock.now_us())
         return (found,) if found else (), self.RETAIN
 
     def on_eof(self) -> tuple[Iterable[Findings], bool]:
         return (), self.RETAIN
 
     def notify_at(self) -> datetime | None:
-        return None if self._evaluator is None else _time(self._evaluator.next_us(clock.now_us()))
+        if self._evaluator is None:
+            return None
+        now_us = clock.now_us()
+        due_us, past_us = self._evaluator.next_us(now_us), self._past.next_us(now_us)
+        return _time(due_us if past_us is None else min(due_us, past_us))
 
     def snapshot(self) -> bytes:
         assert self._evaluator is not None

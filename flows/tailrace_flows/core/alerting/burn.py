@@ -34,6 +34,8 @@ _COARSEST_S: Final = 3600
 _COARSEST_SLOTS: Final = 720
 """30 d of hours; for a longer period the buckets grow."""
 _STEP_US: Final = STEP_S * 1_000_000
+_WAITING: Final = 2 * EXACT_S // STEP_S
+"""Windows that wait, at most, while there is no head: older ones could not be counted."""
 
 
 class Events(NamedTuple):
@@ -94,6 +96,8 @@ class BudgetRings:
             raise ValueError(f"{bad} bad of {total} events is not possible")
         if self.head_us is None or end_us > self.head_us:
             self._waiting[end_us] = (bad, total)
+            if self.head_us is None and len(self._waiting) > _WAITING:
+                del self._waiting[min(self._waiting)]
             return True
         if end_us <= self.head_us - EXACT_S * 1_000_000:
             return False
@@ -132,20 +136,24 @@ class BudgetRings:
     def prime(self, until_us: int, rows: Iterable[Stored]) -> None:
         """Fills empty rings with stored rows that do not overlap; the head is then at `until_us`.
 
-        A row is counted in the rings whose buckets are as long as it or longer; see `tailrace_flows.core.alerting.slo`
-        for the rows that make every ring complete. Rows after `until_us` or before the period are left out.
+        Windows that were put before replace what is stored of them. A row is counted in the rings whose buckets are as
+        long as it or longer; see `tailrace_flows.core.alerting.slo` for the rows that make every ring complete. Rows
+        after `until_us` or before the period are left out.
 
         Raises:
             ValueError: the rings are not empty, or a row is not possible.
         """
         if self.head_us is not None:
             raise ValueError("only rings that counted nothing yet can be filled")
+        waiting, self._waiting = self._waiting, {}
         self.advance(until_us)
         for row in rows:
             if not 0 <= row.good <= row.total < float("inf"):
                 raise ValueError(f"{row.good} good of {row.total} events is not possible")
             if row.start_us + row.seconds * 1_000_000 <= until_us:
                 self._fill(row)
+        for end_us in sorted(waiting):  # what came meanwhile may not be stored yet, and replaces what is
+            self.put(end_us, *waiting[end_us])
 
     def _fill(self, row: Stored) -> None:
         assert self.head_us is not None
@@ -158,6 +166,11 @@ class BudgetRings:
                 ring.total[slot] += row.total
         if row.total and (self.newest_us is None or end_us > self.newest_us):
             self.newest_us = end_us
+
+    def waiting(self, until_us: int) -> Events:
+        """The events of windows after the head that end until then."""
+        some = [found for end_us, found in self._waiting.items() if end_us <= until_us]
+        return Events(sum(bad for bad, _ in some), sum(total for _, total in some))
 
     def events(self, window_s: int) -> Events:
         """The events in (head - window, head]; see above for what is exact. Cost: 8 us the first time.

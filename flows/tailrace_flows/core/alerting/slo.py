@@ -61,7 +61,7 @@ class SloStatus(NamedTuple):
     exhausted_at_us: int | None
     """When the budget will be used up at the burn rate of the last hour (now, if it is); None: not within a period."""
     frozen: str
-    """Why nothing was judged: `maintenance`, `no data`; empty: it was."""
+    """Why nothing was judged: `maintenance`, `no data`, `history pending`; empty: it was."""
     version: int
     """Total events: the status of fuller data replaces that of less."""
 
@@ -139,6 +139,11 @@ class Slo:
             until_us,
             (row for row in rows if not calendar.overlaps(row.start_us, row.start_us + row.seconds * 1_000_000)),
         )
+
+    def pending(self, t_us: int) -> SloStatus:
+        """How an `empty` one stands that waits for its past: the figures are of the time since; nothing is judged."""
+        since = self._rings.waiting(t_us)
+        return self._status(t_us, "history pending", since, self._remaining(since))
 
     # -- evaluation ------------------------------------------------------------------------------------
 

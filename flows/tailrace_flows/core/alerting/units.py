@@ -119,6 +119,7 @@ class SloUnit:
     def __init__(self, spec: SloSpec, calendars: Iterable[Maintenance], state: Any = None) -> None:
         self.spec = spec
         self._slo = Slo(spec, calendars, state)
+        self._waits = False
         self._input = SloInput(spec)
         self.keep: Mapping[str, Keep] = self._input.keep
 
@@ -127,15 +128,22 @@ class SloUnit:
         """Whether it wants to be primed."""
         return self._slo.empty
 
+    def await_past(self) -> None:
+        """Nothing is judged until `prime` is called."""
+        self._waits = True
+
     def prime(self, until_us: int, rows: Iterable[Stored]) -> None:
         """As `Slo.prime`."""
         self._slo.prime(until_us, rows)
+        self._waits = False
 
     def judge(self, now: Moment) -> Findings:
         """As `Unit.judge`; nothing is judged that lies before what the objective was primed with."""
         late = self._input.late
         self._input.take(now.store, now.changed, self._slo)
         now.tally("slo_late_windows", self._input.late - late)
+        if self._waits:
+            return Findings((), {"slo_status_rows": [_status_row(self._slo.pending(now.t_us))]})
         head_us = self._slo.head_us
         if head_us is not None and now.t_us <= head_us:
             return Findings()
