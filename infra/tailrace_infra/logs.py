@@ -5,6 +5,9 @@ import os
 import sys
 
 import structlog
+from structlog.typing import EventDict, WrappedLogger
+
+from tailrace_infra.visible import visible
 
 __all__ = ["configure_logging"]
 
@@ -22,7 +25,7 @@ def configure_logging(level: str | None = None) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _visible, renderer],
             foreign_pre_chain=[
                 structlog.stdlib.add_log_level,
                 structlog.stdlib.add_logger_name,
@@ -37,3 +40,11 @@ def configure_logging(level: str | None = None) -> None:
     # They report what they raise, too.
     for name in ("urllib3", "clickhouse_connect"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _visible(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """No text of others reaches the terminal's controls or begins a line of its own; tracebacks keep their lines."""
+    return {
+        name: visible(value, one_line=sys.stderr.isatty() and name != "exception") if isinstance(value, str) else value
+        for name, value in event.items()
+    }

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tailrace_infra.visible import visible
+
 __all__ = ["TABLE_ROWS_MAX", "Format", "write_rows"]
 
 TABLE_ROWS_MAX = 10_000
@@ -64,9 +66,9 @@ def _write_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     table = Table()
     for number, column in enumerate(columns):
         numbers = bool(shown) and all(_is_number(row[number]) for row in shown)
-        table.add_column(escape(column), justify="right" if numbers else "left")
+        table.add_column(escape(visible(column)), justify="right" if numbers else "left")
     for row in shown:
-        table.add_row(*(escape(f"{v:.6g}" if isinstance(v, float) else _text(v)) for v in row))
+        table.add_row(*(escape(f"{v:.6g}" if isinstance(v, float) else visible(_text(v))) for v in row))
     # Piped, a table keeps its whole width rather than 80 columns.
     Console(width=None if sys.stdout.isatty() else 10_000, soft_wrap=True).print(table)
     if next(iterator, None) is not None:

@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
@@ -80,3 +82,23 @@ def test_no_rows(format: Format, text: str, capsys: pytest.CaptureFixture[str]) 
     assert printed(capsys, [], format) == text
     write_rows([], [], format)
     assert capsys.readouterr().out == ("[]\n" if format is Format.JSON else "")
+
+
+HOSTILE = "evil\x1b[31m\x1b]0;owned\x07\x9b2J\u202etxt"
+
+
+def test_a_table_shows_control_characters_and_does_not_send_them(capsys: pytest.CaptureFixture[str]) -> None:
+    out = printed(capsys, [[HOSTILE, 1]], Format.TABLE)
+    assert "evil\\x1b[31m\\x1b]0;owned\\x07\\x9b2J\\u202etxt" in out
+    assert not set(out) & set("\x1b\x07\x9b\u202e")
+
+
+def test_a_log_line_stays_one_line_without_control_characters() -> None:
+    code = (
+        "import logging; from tailrace_infra.logs import configure_logging; configure_logging(); "
+        f"logging.getLogger('x').warning('service %s', {HOSTILE + chr(10) + 'level=info event=fake'!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    (line,) = done.stderr.splitlines()
+    assert "event=fake" in line
+    assert not set(line) & set("\x1b\x07\x9b\u202e")
