@@ -15,12 +15,14 @@ from benchmarks.common import say, show
 QUICK: Mapping[str, tuple[str, ...]] = {
     "agent": ("--parts", "collection,process", "--seconds", "60"),
     "alerts": ("--steps", "12"),
-    "anomaly": ("--part", "cost", "--part", "alarms"),
+    "anomaly": ("--part", "cost"),
     "middleware": ("--rounds", "15"),
+    "peers": ("--samples", "4000000"),
     "pipeline": ("--series", "1000,100000", "--samples", "20000000", "--brokers", "kafka"),
     "producer": ("--part", "record", "--part", "bytes"),
     "query": ("--rows", "3000000"),
     "rules": ("--steps", "15"),
+    "slo": ("--windows", "60"),
 }
 """Options where the defaults take long; the figures are of the same kind, with more noise or of fewer parts."""
 TIMEOUT_S = 600

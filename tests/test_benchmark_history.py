@@ -1,9 +1,11 @@
 """`python -m benchmarks` compares a run with the last one, and sends it as samples."""
 
 import json
+from argparse import Namespace
 
 import pytest
 
+from benchmarks import everything
 from benchmarks.__main__ import NAMES
 from benchmarks.common import HISTORY
 from benchmarks.compare import ABOUT, compare, last_results, ratios, record, runs, select
@@ -86,8 +88,19 @@ def test_two_runs_are_compared_by_ratios() -> None:
     assert lines("1", "2") == []
 
 
-def test_all_knows_only_benchmarks_that_exist() -> None:
+def test_all_knows_only_benchmarks_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(QUICK) <= set(NAMES)
+    assert everything.run(Namespace(only="slo,sol", no_history=True), tuple(NAMES)) == 2
+    assert "sol: no such benchmark; there are agent, " in capsys.readouterr().err
+
+
+def test_all_goes_on_past_one_that_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    """The command refuses a name it does not have, as any benchmark may fail."""
+    assert everything.run(Namespace(only=None, no_history=True), ("one", "two")) == 1
+    out, err = capsys.readouterr()
+    assert [line for line in err.splitlines() if line.startswith("[")][1].startswith("[2/2, ")
+    assert err.count("failed, exit code 2 after") == 2
+    assert "in all" in out
 
 
 def test_the_history_can_be_read() -> None:
