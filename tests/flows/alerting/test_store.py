@@ -181,6 +181,20 @@ def test_a_snapshot_is_independent_and_goes_on() -> None:
         WindowStore({}, b"\x80\x04K\x00\x85\x94.")
 
 
+def test_what_has_not_changed_is_not_packed_again() -> None:
+    store = store_of(gauge(10, 1), Row("s", Series("h", "gauge"), 10, (1,)), keep_s=60)
+    kept = {name: store.metric(name).packed() for name in "gh"}  # type: ignore[union-attr]  # both are there
+    store.snapshot()
+    store.add("", batch_of([gauge(20, 2)]))
+    assert store.metric("h").packed() is kept["h"]  # type: ignore[union-attr]
+    assert values(WindowStore(store.keep, store.snapshot()), "sum", 0, 20) == {"a": 3}
+    for end_s in range(1010, 1110, 10):  # rows are dropped, and none comes
+        store.add("", batch_of([gauge(end_s, 1)]))
+    state = store.snapshot()
+    store.forget(1100 * S)
+    assert len(store.snapshot()) < len(state)
+
+
 def test_a_metric_that_no_rule_asks_for_any_more_is_dropped() -> None:
     store = store_of(gauge(10, 1))
     store.keep = {}

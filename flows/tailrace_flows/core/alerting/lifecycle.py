@@ -106,6 +106,13 @@ class _Life:
     """The last one, rejected commands apart."""
     sequence: int = 0
     commands: deque[str] = field(default_factory=lambda: deque(maxlen=COMMANDS_KEPT))
+    _text: tuple[AlertEvent | None, str] = (None, "")
+
+    def text(self) -> str:
+        """The event as JSON, made once: every epoch asks for it."""
+        if self._text[0] is not self.event:
+            self._text = (self.event, self.event.model_dump_json())
+        return self._text[1]
 
     @property
     def alert(self) -> Alert:
@@ -381,9 +388,7 @@ class RuleAlerts:
             )
             for labels, one in self._instances.items()
         ]  # fmt: skip
-        lives = [
-            (one.labels, one.event.model_dump_json(), one.sequence, tuple(one.commands)) for one in self._lives.values()
-        ]
+        lives = [(one.labels, one.text(), one.sequence, tuple(one.commands)) for one in self._lives.values()]
         return (STATE_VERSION, self._last_us, instances, lives, tuple(alert for _, alert in self._resolved))
 
     def _restore(self, state: Any) -> None:

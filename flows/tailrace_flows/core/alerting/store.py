@@ -160,6 +160,7 @@ class MetricRows:
         self._columns: dict[str, NDArray[Any]] = {}
         self._sketches: dict[int, _Window] = {}
         self._labels: dict[str, NDArray[np.int32]] = {}
+        self._packed: tuple[tuple[int, ...], bytes] = ((), b"")
 
     # -- reading ---------------------------------------------------------------------------------------
 
@@ -353,6 +354,13 @@ class MetricRows:
         sketches = {end_us: self.sketches(end_us) for end_us in self._sketches}
         return self.series, self._ids, self.first_end_us, self.windows, columns, sketches
 
+    def packed(self) -> bytes:
+        """`state`, pickled; the same bytes again as long as nothing has changed."""
+        now = (self.changes, self.epoch, self.first_end_us, self.windows, len(self._sketches))
+        if self._packed[0] != now:
+            self._packed = (now, pickle.dumps(self.state(), protocol=5))
+        return self._packed[1]
+
     @classmethod
     def restored(cls, state: tuple[Any, ...]) -> "MetricRows":
         """From `state`'s tuple."""
@@ -387,7 +395,10 @@ class WindowStore:
             if version != STATE_VERSION:
                 raise foreign(version, STATE_VERSION, "the state of the rows")
             self.refused, metrics = contents
-            self._metrics = {name: MetricRows.restored(one) for name, one in metrics.items()}
+            self._metrics = {
+                name: MetricRows.restored(pickle.loads(one) if isinstance(one, bytes) else one)  # noqa: S301 - as above
+                for name, one in metrics.items()
+            }
         self.keep = keep
 
     @property
@@ -451,7 +462,7 @@ class WindowStore:
 
     def snapshot(self) -> bytes:
         """The state for recovery."""
-        metrics = {name: metric.state() for name, metric in self._metrics.items()}
+        metrics = {name: metric.packed() for name, metric in self._metrics.items()}
         return pickle.dumps((STATE_VERSION, self.refused, metrics), protocol=5)
 
 
