@@ -1,10 +1,13 @@
 """Quantiles by SQL over 10 M window rows: 1,000 series, 10 s rows of 28 hours, 1 h rows and 1 d rows of 30 days.
 
 The rows are made in the server: log-normal latencies, 20 to 160 samples a window (65 buckets), 35,000 an hour (300
-buckets). Day rows come from the rollup. Queries go through HTTP, as a dashboard's do.
+buckets). Day rows come from the rollup. Queries go through HTTP, as a dashboard's do. `--cookbook` also runs the queries
+of docs/sql.md, with the end of the rows as now, and makes minutes of the last day for them. `--copies 9` makes 100 M rows
+of 10 M: the same ones, on earlier days.
 """
 
 import argparse
+import re
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
@@ -79,6 +82,7 @@ class Case(NamedTuple):
     name: str
     view: str
     series: int
+    """1: of one; 0: all together."""
     since_s: int
     goal_s: float | None
 
@@ -86,6 +90,8 @@ class Case(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, default=10_000_000, help="10 s rows (default: 10 M)")
     parser.add_argument("--series", type=int, default=1_000)
+    parser.add_argument("--copies", type=int, default=0, help="of the 10 s rows, on earlier days")
+    parser.add_argument("--cookbook", action="store_true", help="also the queries of docs/sql.md")
     parser.add_argument("--runs", type=int, default=20, help="of each query")
     parser.add_argument("--url", help="a ClickHouse server to use instead of the embedded one")
 
@@ -123,6 +129,17 @@ def _measure(client: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
     series, windows = options.series, options.rows // options.series
     end_s = START_S + DAYS * 86_400
     _fill(client, "10 s rows", _INSERT_10S, series, series * windows, end_s - 10 * windows)
+    for copy in range(1, options.copies + 1):
+        say(f"copying them, {copy} of {options.copies}")
+        days = copy * (1 + windows * 10 // 86_400)
+        columns = _COLUMNS.replace("window_start", "window_start - {days:UInt32} * 86400")
+        client.command(
+            f"INSERT INTO rows_10s ({_COLUMNS}) SELECT {columns} FROM rows_10s WHERE window_start >= {{since:UInt32}}",
+            parameters={"days": days, "since": end_s - 10 * windows},
+        )
+    if options.cookbook:
+        minutes = _INSERT_1H.replace("rows_1h", "rows_1m").replace("3600", "60")
+        _fill(client, "1 m rows", minutes, series, series * 24 * 60, end_s - 86_400)
     _fill(client, "1 h rows", _INSERT_1H, series, series * DAYS * 24, START_S)
     rolled_up = _time_rollup(client, series, end_s)
     _settle(client)
@@ -130,12 +147,40 @@ def _measure(client: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
     cases = [
         Case("p99, last hour", "windows", 1, end_s - 3_600, 0.1),
         Case("p99, last hour", "windows", series, end_s - 3_600, 0.5),
-        Case("p99, 30 days", "windows_1h", 1, START_S, 0.1),
+        Case("p99, 30 days", "windows_1h", 1, START_S, 0.05),
         Case("p99, 30 days", "windows_1d", series, START_S, 0.5),
         Case("p99, 30 days", "windows_1h", series, START_S, None),
         Case("p99, all 10 s rows", "windows", series, everything_s, None),
+        Case("p99 of all, all 10 s rows", "windows", 0, everything_s, None),
+        Case("p99 of all, the same time", "windows_1h", 0, everything_s // 3600 * 3600, 0.5),
+        Case("p99 of all, 30 days", "windows_1d", 0, START_S, 0.5),
     ]
-    return [*(_time(client, case, options.runs if case.goal_s else 3) for case in cases), rolled_up]
+    results = [_time(client, case, options.runs if case.goal_s else 3) for case in cases]
+    if options.cookbook:
+        results += _cookbook(client, options, end_s)
+    return [*results, rolled_up]
+
+
+def _cookbook(client: Any, options: argparse.Namespace, end_s: int) -> list[dict[str, Any]]:
+    """Each query under the heading Queries, over services that there are, as of the rows' end."""
+    text = Path(__file__).parent.parent.joinpath("docs", "sql.md").read_text().split("## Queries")[1].split("\n## ")[0]
+    results = []
+    for name, query in re.findall(r"### ([^\n]+)\n.*?```sql\n(.*?)```", text, re.DOTALL):
+        for there, here in (
+            ("now()", f"toDateTime({end_s}, 'UTC')"), ("today()", f"toDate({end_s})"),
+            ("'shop'", "'service-7'"), ("'search'", "'service-8'"),
+        ):  # fmt: skip
+            query = query.replace(there, here)
+        say(f"{name} ...")
+        first = _seconds(lambda query=query: client.query(query))
+        runs = options.runs if first < 1 else 3
+        times = sorted(_seconds(lambda query=query: client.query(query)) for _ in range(runs))
+        results.append(
+            {"benchmark": "query", "query": name, "system": "docs/sql.md", "series": options.series,
+             "rows": options.rows * (1 + options.copies), "seconds_p50": statistics.median(times),
+             "seconds_p99": times[-1 - len(times) // 100], "goal_s": None}
+        )  # fmt: skip
+    return results
 
 
 def _fill(client: Any, what: str, insert: str, series: int, rows: int, start_s: int) -> None:
@@ -168,12 +213,12 @@ def _time_rollup(client: Any, series: int, end_s: int) -> dict[str, Any]:
 def _time(client: Any, case: Case, runs: int) -> dict[str, Any]:
     only = "AND service = 'service-7' AND attributes['http.route'] = '/api/v1/resource/7'" if case.series == 1 else ""
     where = f"metric = 'http.server.request.duration' AND window_start >= {case.since_s} {only}"
+    by = "service, attributes['http.route']" if case.series else "1"
     query = f"""
-        SELECT service, attributes['http.route'] AS route, sum(count),
-               tailrace_quantile(0.99, bucket_index, bucket_count, scale) AS p99
-        FROM {case.view} WHERE {where} GROUP BY service, route"""
+        SELECT {by}, sum(count), tailrace_quantile(0.99, bucket_index, bucket_count, scale) AS p99
+        FROM {case.view} WHERE {where} GROUP BY {by}"""
     found = client.query(query).row_count  # also warms the caches
-    if found != case.series:
+    if found != (case.series or 1):
         raise RuntimeError(f"{case}: {found} series")
     times = sorted(_seconds(lambda: client.query(query)) for _ in range(runs))
     return {
