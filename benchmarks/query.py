@@ -1,8 +1,8 @@
 """Quantiles by SQL over 10 M window rows: 1,000 series, 10 s rows of 28 hours, 1 h rows and 1 d rows of 30 days.
 
 The rows are made in the server: log-normal latencies, 20 to 160 samples a window (65 buckets), 35,000 an hour (300
-buckets). Day rows come from the rollup. Queries go through HTTP, as a dashboard's do. `--cookbook` also runs the queries
-of docs/sql.md, with the end of the rows as now, and makes minutes of the last day for them. `--copies 9` makes 100 M rows
+buckets). Day rows come from the rollup. Queries go through HTTP, as a dashboard's do. `--cookbook` also runs those of
+docs/sql.md, with the end of the rows as now, and makes minutes of the last day for them. `--copies 9` makes 100 M rows
 of 10 M: the same ones, on earlier days.
 """
 
