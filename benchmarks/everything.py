@@ -4,10 +4,12 @@ One that fails is said so, and the others still run. Each is a process of its ow
 """
 
 import argparse
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from benchmarks.common import say, show
@@ -26,6 +28,7 @@ QUICK: Mapping[str, tuple[str, ...]] = {
 }
 """Options where the defaults take long; the figures are of the same kind, with more noise or of fewer parts."""
 TIMEOUT_S = 600
+STOP_S = 30
 
 
 def add_arguments(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
@@ -53,9 +56,15 @@ def run(options: argparse.Namespace, names: Sequence[str]) -> int:
 def _one(name: str, no_history: bool) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks", name, *QUICK.get(name, ()), *(["--no-history"] * no_history)]
     began = time.monotonic()
+    process = subprocess.Popen(command)
     try:
-        code = subprocess.run(command, timeout=TIMEOUT_S, check=False).returncode
+        code = process.wait(TIMEOUT_S)
     except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)  # so that it stops the Kafka that it started
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_S)
+        process.kill()
+        process.wait()
         result = f"stopped: more than {TIMEOUT_S} s"
     else:
         result = "done" if code == 0 else f"failed, exit code {code}"
