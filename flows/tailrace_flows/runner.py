@@ -53,8 +53,10 @@ class DamagedError(Exception):
 
 
 @contextmanager
-def lock(directory: Path, advice: str = _LOCKED) -> Iterator[None]:
+def lock(directory: Path, advice: str = _LOCKED) -> Iterator[int]:
     """Holds the directory for this process; the kernel frees it however the process ends.
+
+    Gives a file descriptor: a child that inherits it holds the directory too, when this process is gone.
 
     Raises:
         LockedError: another process holds it; names it, and gives the advice.
@@ -71,7 +73,7 @@ def lock(directory: Path, advice: str = _LOCKED) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        yield
+        yield file.fileno()
 
 
 def is_locked(directory: Path) -> bool:

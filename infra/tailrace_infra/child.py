@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,11 +98,12 @@ def start_child(
     timeout_s: float = 30.0,
     log: Path | None = None,
     environment: Mapping[str, str] | None = None,
+    pass_fds: Collection[int] = (),
 ) -> Child:
     """Run `python -m module arguments`; return when it is ready, `ChildError` if that takes too long.
 
-    Its stderr is appended to `log`, or inherited; `environment` adds to ours. It gets its own session, so
-    that Ctrl-C reaches the parent only, which then stops its children in the order it chooses.
+    Its stderr is appended to `log`, or inherited; `environment` adds to ours; `pass_fds` are inherited. It gets its
+    own session, so that Ctrl-C reaches the parent only, which then stops its children in the order it chooses.
     """
     stderr: IO[bytes] | None = open_private(log, "ab") if log else None
     began = stderr.tell() if stderr else 0
@@ -114,6 +115,7 @@ def start_child(
             stderr=stderr,
             env={**os.environ, **(environment or {}), _PARENT_VARIABLE: str(os.getpid())},
             start_new_session=True,
+            pass_fds=pass_fds,
         )
     finally:
         if stderr:

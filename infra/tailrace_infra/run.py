@@ -80,11 +80,11 @@ def run_flow(
     found = check_kafka(settings)
     if not found.ok:
         raise FlowError(found.detail)
-    with runner.lock(recovery_of(flow, settings)):
+    with runner.lock(recovery_of(flow, settings)) as held:
         if processes == 1:
             _run_here(flow, settings, 0, None, duration_s, ready)
         else:
-            _run_cluster(flow, processes, duration_s)
+            _run_cluster(flow, processes, duration_s, held)
 
 
 def _run_here(
@@ -137,8 +137,12 @@ def explain(error: BaseException, settings: Settings) -> str:
     return text
 
 
-def _run_cluster(flow: str, processes: int, duration_s: float | None) -> None:
-    """Starts the processes, waits for the end of any, and stops the others: a cluster lives and dies as one."""
+def _run_cluster(flow: str, processes: int, duration_s: float | None, held: int) -> None:
+    """Starts the processes, waits for the end of any, and stops the others: a cluster lives and dies as one.
+
+    `held`: the lock's file, which they inherit: if this process is killed, they take seconds to end, and are not alone
+    on their state if the next start does not wait for them.
+    """
     addresses = ",".join(f"127.0.0.1:{port}" for port in _free_ports(processes))
     duration = [] if duration_s is None else ["--duration", str(duration_s)]
     children: list[Child] = []
@@ -146,7 +150,7 @@ def _run_cluster(flow: str, processes: int, duration_s: float | None) -> None:
         try:
             for process in range(processes):
                 arguments = [flow, "--process", str(process), "--addresses", addresses, *duration]
-                children.append(start_child("tailrace_infra.run", *arguments))
+                children.append(start_child("tailrace_infra.run", *arguments, pass_fds=(held,)))
             stop.wait(None, [child.end for child in children])
             for child in children:
                 child.process.terminate()

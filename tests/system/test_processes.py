@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from tailrace_schemas.clock import monotonic_s
 
@@ -86,6 +87,30 @@ def test_two_instances_cannot_share_a_recovery_directory(
         assert second.returncode == 1
         assert str(first.process.pid) in second.stderr
         assert "recovery directory" in second.stderr
+
+
+def test_the_processes_of_a_killed_cluster_hold_its_directory_until_they_have_ended(
+    embedded_broker: str, clickhouse_url: str, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "tailrace_infra.cli", "run", "windows"]
+    with bench(embedded_broker, clickhouse_url, tmp_path, "orphans", "replay") as b:
+        environment = {**os.environ, **b.environment}
+        cluster = subprocess.Popen([*command, "--processes", "2"], env=environment)
+        try:
+            parts = eventually(lambda: (found := psutil.Process(cluster.pid).children()) and len(found) == 2 and found)
+            for part in parts:
+                eventually(lambda part=part: "tailrace_infra.run" in part.cmdline())
+                part.suspend()  # they would end within seconds
+        finally:
+            cluster.kill()
+            cluster.wait()
+        try:
+            second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        finally:
+            for part in parts:
+                part.kill()
+        assert second.returncode == 1
+        assert "is in use by process" in second.stderr
 
 
 def test_a_topic_that_is_not_there_is_named_with_what_to_do(tmp_path: Path, clickhouse_url: str) -> None:
