@@ -84,7 +84,7 @@ def _kill(run: Run, world: World, hook: Hook) -> Result:
     world.add("service", python("-m", "tests.reliability.service", "shop", "kills", "100"))
     world.add("notifier", python("-m", "tailrace_infra.cli", "notify"))
     start_us = starts_on_window(now_us() + AHEAD_US)
-    seconds = max(120, int(run.size * PER_KILL_S) // 10 * 10)
+    seconds = max(60, int(run.size * PER_KILL_S) // 10 * 10)
     traffic = Traffic(run.seed, start_us, seconds, ahead_us=AHEAD_US)
     world.add_traffic(traffic)
     killed: Counter[str] = Counter()

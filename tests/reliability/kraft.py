@@ -37,13 +37,15 @@ class Node(Process):
         self.address, self.sasl_address = address, sasl_address
 
 
-def nodes(directory: Path, count: int, properties: Mapping[str, str] | None = None) -> list[Node]:
+def nodes(directory: Path, count: int, host: str = "127.0.0.1") -> list[Node]:
     """A cluster that is not yet started. Each node also listens for SCRAM-SHA-256; who comes without is a superuser."""
     controllers, plain, sasl = ([free_port() for _ in range(count)] for _ in range(3))
     quorum = ",".join(f"{n + 1}@127.0.0.1:{port}" for n, port in enumerate(controllers))
     found = []
     for n in range(count):
-        listeners = f"PLAINTEXT://127.0.0.1:{plain[n]},SASL_PLAINTEXT://127.0.0.1:{sasl[n]},CONTROLLER://127.0.0.1:{controllers[n]}"
+        listeners = (
+            f"PLAINTEXT://{host}:{plain[n]},SASL_PLAINTEXT://{host}:{sasl[n]},CONTROLLER://127.0.0.1:{controllers[n]}"
+        )
         config = {
             "process.roles": "broker,controller",
             "node.id": str(n + 1),
@@ -62,7 +64,6 @@ def nodes(directory: Path, count: int, properties: Mapping[str, str] | None = No
             "default.replication.factor": str(min(3, count)),
             "offsets.topic.replication.factor": str(min(3, count)),
             "min.insync.replicas": str(min(2, count)),
-            **(properties or {}),
         }  # fmt: skip
-        found.append(Node(n + 1, directory / f"node-{n + 1}", config, f"127.0.0.1:{plain[n]}", f"127.0.0.1:{sasl[n]}"))
+        found.append(Node(n + 1, directory / f"node-{n + 1}", config, f"{host}:{plain[n]}", f"{host}:{sasl[n]}"))
     return found

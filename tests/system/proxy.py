@@ -27,12 +27,14 @@ class Mode(Enum):
 class Proxy:
     """Made by `proxy_to`."""
 
-    def __init__(self, upstream: tuple[str, int]) -> None:
+    def __init__(self, upstream: tuple[str, int], host: str = "127.0.0.1") -> None:
         self._upstream = upstream
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._host = host
+        self._known_as = upstream[0].encode(), upstream[1]
+        self._listener = socket.create_server((host, 0))
         self._port: int = self._listener.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self._port}"
-        self.address = f"127.0.0.1:{self._port}"
+        self.url = f"http://{host}:{self._port}"
+        self.address = f"{host}:{self._port}"
         self.mode = Mode.PASS
         self.replace: tuple[bytes, bytes] | None = None
         """What the server says, and what the client is to hear instead."""
@@ -61,7 +63,7 @@ class Proxy:
                 threading.Event().wait(POLL_S)
                 continue
             if listener is None:
-                listener = socket.create_server(("127.0.0.1", self._port))
+                listener = socket.create_server((self._host, self._port))
             listener.settimeout(POLL_S)
             try:
                 client, _ = listener.accept()
@@ -108,6 +110,9 @@ class Proxy:
                 elif inserting and self.mode is Mode.CUT and data.startswith(b"HTTP/1.1 200"):
                     self.cuts += 1
                     return _reset(client)
+                if source is client and self._host != "127.0.0.1":
+                    # The embedded ClickHouse answers to loopback's name alone.
+                    data = data.replace(f"Host: {self.address}".encode(), b"Host: %b:%d" % self._known_as)
                 if source is not client and self.replace:
                     data = data.replace(*self.replace)
                 target.sendall(data)
@@ -122,12 +127,12 @@ def _reset(client: socket.socket) -> None:
 
 
 @contextmanager
-def proxy_to(url: str) -> Iterator[Proxy]:
-    """A proxy in front of a server on loopback."""
+def proxy_to(url: str, host: str = "127.0.0.1") -> Iterator[Proxy]:
+    """A proxy in front of a server on loopback; it listens on an address of `host`."""
     parts = urlsplit(url)
     assert parts.hostname is not None
     assert parts.port is not None
-    proxy = Proxy((parts.hostname, parts.port))
+    proxy = Proxy((parts.hostname, parts.port), host)
     try:
         yield proxy
     finally:
