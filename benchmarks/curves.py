@@ -185,7 +185,8 @@ def _plot(results: list[dict[str, Any]], path: Path) -> None:
             (row[0], "samples_per_second", "samples/s" if part in FLOW else "samples/s of CPU"),
             (row[1], "peak_mb", "peak MB"),
         ):
-            axis.plot(places, [point[name] for point in points], marker="o", markersize=3)
+            line = "-" if numbers else ""
+            axis.plot(places, [point[name] for point in points], line, marker="o", markersize=3)
             axis.set_ylabel(label)
             axis.set_xlabel(part)
             axis.set_ylim(bottom=0)

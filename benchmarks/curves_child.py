@@ -13,6 +13,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,7 @@ def flow(samples: int, *, recovery: bool = True, from_start: bool = False) -> di
     else:
         from bytewax._bytewax import cli_main
 
-        cli_main(build_flow(settings, stop=stop))
+        cli_main(build_flow(settings, stop=stop), epoch_interval=timedelta(seconds=settings.recovery.epoch_s))
     end_s = time.perf_counter()
     began_s = psutil.Process().create_time() - time.time() + end_s if from_start else seen["first_s"]
     return {
