@@ -97,10 +97,18 @@ def prepare_recovery(directory: Path) -> RecoveryConfig:
         OSError: the directory cannot be made.
     """
     check_owned(private_directory(directory))
-    if any(directory.glob("*.sqlite3")):
-        _check_whole(directory)
-    else:
-        init_db_dir(directory, RECOVERY_PARTITIONS)
+    with (directory / "making").open("a+") as making:
+        fcntl.flock(making, fcntl.LOCK_EX)  # of a cluster's processes, one makes it
+        making.seek(0)
+        if making.read() or not any(directory.glob("*.sqlite3")):
+            making.write("begun")
+            making.flush()
+            for part in directory.glob("part-*.sqlite3*"):  # of a start that was killed: nothing was ever in it
+                part.unlink()
+            init_db_dir(directory, RECOVERY_PARTITIONS)
+            making.truncate(0)
+        else:
+            _check_whole(directory)
     return RecoveryConfig(str(directory))
 
 

@@ -6,11 +6,13 @@
 import os
 from collections import defaultdict
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
+from tailrace_flows import runner
 from tailrace_flows.core.config import WindowConfig
 from tailrace_flows.core.counters import Count
 from tailrace_schemas.topics import shard_of
@@ -249,3 +251,16 @@ def test_a_lower_lateness_after_a_restart_retires_no_window_before_it_is_rebuilt
     assert machine.rows.keys() == expected.keys()
     for key, row in machine.rows.items():
         check_row(key, row, expected[key], replace(machine.config, generation=row["version"] >> 48))
+
+
+def test_a_start_that_was_killed_while_it_made_the_directory_is_no_damage(tmp_path: Path) -> None:
+    runner.prepare_recovery(tmp_path)
+    (tmp_path / "making").write_text("begun")
+    (tmp_path / "part-0.sqlite3").write_bytes(b"")
+    (tmp_path / "part-3.sqlite3").unlink()
+    for _ in range(2):
+        runner.prepare_recovery(tmp_path)
+        assert sorted(path.stat().st_size > 0 for path in tmp_path.glob("*.sqlite3")) == [True] * 4
+    (tmp_path / "part-0.sqlite3").write_bytes(b"")
+    with pytest.raises(runner.DamagedError):
+        runner.prepare_recovery(tmp_path)
