@@ -19,7 +19,7 @@ from benchmarks.anomaly_load import Load, generate
 from benchmarks.common import say
 
 DATA = Path(os.environ.get("TAILRACE_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
-PARTS = ("nab", "curve", "ms_cloud", "alarms", "forecast", "cost")
+PARTS = ("nab", "curve", "ms_cloud", "alarms", "forecast", "season", "cost")
 PROFILES = {"standard": "standard", "low_fp": "reward_low_FP_rate", "low_fn": "reward_low_FN_rate"}
 NOISES = (
     ("normal", 0.02), ("normal", 0.05), ("normal", 0.1), ("normal", 0.2),
@@ -48,6 +48,8 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
         results += _alarms(options.series // len(NOISES))
     if "forecast" in parts:
         results += _forecasts(options.data)
+    if "season" in parts:
+        results += _seasonal_forecasts()
     if "cost" in parts:
         results += _cost()
     return results
@@ -218,9 +220,9 @@ def _forecasts(data: Path) -> list[dict[str, Any]]:
                 times, values = table[end - days : end].T
                 actual, ahead_s = table[end - 1 + ahead, 1], ahead * 86_400
                 found = forecast(times, values, limit=0)
-                errors.append(abs(found.level + found.slope * ahead_s - actual))
+                errors.append(abs(found.at(ahead_s) - actual))
                 straight.append(abs(predict_linear(times, values, times[-1], ahead_s) - actual))
-                low, high = (found.level + slope * ahead_s for slope in (found.slope_low, found.slope_high))
+                low, high = (found.at(ahead_s, slope) for slope in (found.slope_low, found.slope_high))
                 inside.append(low - 1 <= actual <= high + 1)
             results.append({
                 "benchmark": "anomaly", "part": "forecast", "series": path.stem, "history_days": days,
@@ -229,6 +231,46 @@ def _forecasts(data: Path) -> list[dict[str, Any]]:
                 "median_error": float(np.median(errors)), "least_squares_median_error": float(np.median(straight)),
                 "inside_interval": round(float(np.mean(inside)), 2),
             })  # fmt: skip
+    return results
+
+
+def _seasonal_forecasts(each: int = 100, ahead: int = 72) -> list[dict[str, Any]]:
+    """Errors three days ahead on generated hourly series, with seasons and by a line alone; noise has deviation 1."""
+    random = np.random.default_rng(6)
+    results = []
+    for days in (3, 7, 30):
+        count = days * 24
+        times = np.arange(count + 20 * ahead) * 3_600.0
+        for wave in (0, 1, 2, 5, 20):
+            errors: dict[bool, list[tuple[float, float, bool]]] = {True: [], False: []}
+            seasons = 0
+            for _ in range(each):
+                actual = times / 36_000 + wave * np.sin(times / 86_400 * 2 * np.pi + random.uniform(0, 2 * np.pi))
+                seen = actual[:count] + random.normal(size=count)
+                then = count - 1 + ahead
+                limit = float(actual[count : then + 1].max())
+                first_s = float(np.argmax(actual[count:] >= limit) + 1) * 3_600
+                # What is over the limit now has nothing to reach.
+                over = actual[:count].max() >= limit or seen[-5:].max() >= limit
+                for seasonal, found_errors in errors.items():
+                    found = forecast(times[:count], seen, limit, seasonal=seasonal)
+                    low, high = (found.at(ahead * 3_600, slope) for slope in (found.slope_low, found.slope_high))
+                    off_h = np.nan if over else abs(found.reached_in_s - first_s) / 3_600
+                    found_errors.append(
+                        (abs(found.at(ahead * 3_600) - actual[then]), off_h, low <= actual[then] <= high)
+                    )
+                    seasons += bool(found.season)
+            result: dict[str, Any] = {
+                "benchmark": "anomaly", "part": "season", "history_days": days, "wave": wave, "seasons": seasons / each,
+            }  # fmt: skip
+            for seasonal, name in ((True, ""), (False, "line_")):
+                error, off_h, inside = np.array(errors[seasonal], "f8").T
+                result |= {
+                    f"{name}mean_error": round(float(error.mean()), 2),
+                    f"{name}median_error_h": round(float(np.nanmedian(off_h)), 1),
+                    f"{name}inside_interval": round(float(inside.mean()), 2),
+                }
+            results.append(result)
     return results
 
 

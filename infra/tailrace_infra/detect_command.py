@@ -98,7 +98,9 @@ def forecast_file(
     ] = None,
     format: Annotated[Format, typer.Option("--format", "-f", help="How figures are printed.")] = Format.TABLE,
 ) -> None:
-    """Say when a series reaches a limit, from a robust slope, with an interval; never is left empty.
+    """Say when a series first reaches a limit, from a robust slope, with an interval; never is left empty.
+
+    A season of a day or a week is part of the forecast where the rows show one; else season_hours is 0.
 
     least_squares_at is what `predict_linear` of Prometheus would say of the same rows.
 
@@ -138,6 +140,7 @@ def _figures(found: Forecast, last_us: int, straight_s: float, rows: int) -> lis
         ("change_per_day", found.slope * DAY_S),
         ("change_per_day_low", found.slope_low * DAY_S),
         ("change_per_day_high", found.slope_high * DAY_S),
+        ("season_hours", len(found.season)),
         ("reached_at", _moment(last_us, found.reached_in_s)),
         ("earliest_at", _moment(last_us, found.earliest_in_s)),
         ("latest_at", _moment(last_us, found.latest_in_s)),

@@ -163,9 +163,19 @@ def test_forecast_says_when_a_limit_is_reached(tmp_path: Path) -> None:
     found = {row["figure"]: row["value"] for row in json.loads(done.stdout)}
     assert found["reached_at"] == found["least_squares_at"] == "2024-01-02T15:00:00Z"
     assert found["change_per_day"] == pytest.approx(120)
+    assert found["season_hours"] == 0
     never = tailrace("forecast", str(path), "--limit", "10", "--days", "0.2", "--format", "json")
     found = {row["figure"]: row["value"] for row in json.loads(never.stdout)}
     assert (found["rows"], found["reached_at"], found["least_squares_at"]) == (5, None, None)
+
+
+def test_forecast_counts_the_wave_of_a_day_in(tmp_path: Path) -> None:
+    rows = [f"2024-01-{1 + i // 24:02} {i % 24:02}:00:00,{(i // 24) + 50 * (8 <= i % 24 < 18)}" for i in range(96)]
+    done = tailrace("forecast", str(write(tmp_path / "cpu.csv", rows)), "--limit", "53.9", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    found = {row["figure"]: row["value"] for row in json.loads(done.stdout)}
+    assert found["season_hours"] == 24
+    assert "2024-01-05T07" <= found["reached_at"] <= "2024-01-05T18"
 
 
 def test_forecast_without_a_number_says_so(tmp_path: Path) -> None:
