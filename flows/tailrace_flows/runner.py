@@ -6,6 +6,7 @@ ignores SIGINT while it waits for the other processes of its cluster.
 
 import ctypes
 import fcntl
+import gc
 import logging
 import os
 import signal
@@ -165,6 +166,8 @@ def run(
         whatever the dataflow raised.
     """
     keep_freed_memory()
+    # What lives long here, such as series, has no cycles: looking for some took a twentieth of the time.
+    gc.set_threshold(100_000, 20, 50)
     stop = threading.Event()
     stopped_at: list[float] = []
 

@@ -111,7 +111,7 @@ def build_chunk(
     lengths = np.array([a.batch.samples for a in arrivals], np.int64)
     if len(arrivals) == 1:
         series_index = np.frombuffer(first.series_index, "<u4")
-        value = np.frombuffer(first.value, "<f8")
+        value = np.frombuffer(first.value, "<f8").copy()  # windows keep it, and must not keep the message with it
         time_us = np.frombuffer(first.time_offset_us, "<i4") + np.int64(first.base_time_us)
     else:
         # Bytes are joined before they become arrays: one copy, and no call per batch.
