@@ -126,6 +126,40 @@ def test_a_stream_that_is_forgotten_unclosed_is_written_first() -> None:
     assert versions(machine, 10, 0) == versions(machine, 60, 0) == [1]
 
 
+def test_streams_are_forgotten_one_by_one_a_day_after_each_one_s_last_sample() -> None:
+    first = "service-0"
+    second = next(name for name in map("service-{}".format, range(1, 10_000)) if shard_of(name) == shard_of(first))
+    start_us = START_US
+    shard = Shard(WindowConfig(), start_us)
+
+    def hear(service: str, at_s: int) -> None:
+        partition = Partition(0, "samples", WindowConfig(), start_us, hold=True, cluster_id="one", start=0)
+        now_us = start_us + at_s * S
+        batch = Batch(service, "", "p", 0, (LATENCY,), ((0, now_us, 1.0),), now_us)
+        items, _ = partition.read([Record(0, now_us, batch.encode())], now_us)
+        shard.on_items([item for _, item in items], now_us)
+
+    def services() -> set[str]:
+        """Those whose windows a drain would write."""
+        return {block.service for block in shard.on_end(start_us).blocks}
+
+    hear(first, 0)
+    hear(second, 100)
+    hear(first, 200)  # so `second` is the first to go
+    for at_s, left in (
+        (DAY_S + 99, {first, second}),
+        (DAY_S + 100, {first}),
+        (DAY_S + 199, {first}),
+        (DAY_S + 200, set()),
+    ):
+        due_us = shard.next_us()
+        while due_us is not None and due_us <= start_us + at_s * S:
+            shard.on_time(due_us)
+            due_us = shard.next_us()
+        assert services() == left
+    assert shard.next_us() is None
+
+
 @pytest.mark.parametrize("kind", ["distribution", "gauge", "counter", "cumulative", "event"])
 def test_late_corrections_of_many_series_are_whole_rows(kind: str) -> None:
     table = tuple(Series("m", kind, "", (("n", f"{number:04d}"),)) for number in range(1500))

@@ -47,6 +47,8 @@ class _Stream:
     """Wall time of its last chunk."""
     idle: dict[int, bool | None] = field(default_factory=dict)
     """Partition -> `retire` of its idle mark; None: not idle."""
+    series: int = 0
+    """How many of the shard's series are its own."""
 
 
 class Shard:
@@ -68,6 +70,12 @@ class Shard:
             (service, stream): _Stream(WindowTable(service, stream, config, table), now_us, dict(idle))
             for (service, stream), (table, idle) in streams.items()
         }
+        # Kept up to date, since a call must not cost time for each stream.
+        self._series = 0
+        self._forget_due_us: int | None = now_us + FORGET_US if self._streams else None
+        """No stream is to be forgotten earlier."""
+        for entry in self._streams.values():
+            self._count_series(entry)
         if any(entry.table.dirty for entry in self._streams.values()):
             self._dirty_due_us = now_us + DIRTY_US
         self.warnings: list[str] = []
@@ -79,33 +87,36 @@ class Shard:
         events: list[Any] = []
         blocks: list[Block] = []
         touched: dict[tuple[str, str], _Stream] = {}
-        series = sum(max(1, entry.table.series) for entry in self._streams.values())
         for item in items:
             name = (item.service, item.stream)
             entry = self._streams.get(name)
             if entry is None:
                 # The state holds every stream of what was read before a restart: another one was refused then, too.
-                if series >= self.config.max_shard_series or (isinstance(item, Chunk) and item.replayed):
+                if self._series >= self.config.max_shard_series or (isinstance(item, Chunk) and item.replayed):
                     self._refuse(item, now_us)
                     continue
-                series += 1
                 self._counters.scope = f"shard {shard_of(item.service)}"
                 table = WindowTable(item.service, item.stream, self.config)
                 entry = self._streams[name] = _Stream(table, now_us)
+                self._count_series(entry)
+                if self._forget_due_us is None:
+                    self._forget_due_us = now_us + FORGET_US
             if isinstance(item, Chunk):
-                before = max(1, entry.table.series)
-                entry.table.limit_series(self._limit(entry.table, before, series, item.replayed))
+                entry.table.limit_series(self._limit(entry, item.replayed))
                 self._add(entry, item, now_us, events)
-                series += max(1, entry.table.series) - before
+                self._count_series(entry)
                 touched[name] = entry
             elif item.now_us == 0:
                 blocks += entry.table.end()
+                self._count_series(entry)
                 self._count_end(item, now_us)
             else:
                 blocks += self._idle(entry, item)
+                self._count_series(entry)
         emit_dirty = self._dirty_due_us is not None and now_us >= self._dirty_due_us
         for entry in self._streams.values() if emit_dirty else touched.values():
             blocks += entry.table.emit(dirty=emit_dirty)
+            self._count_series(entry)
         if emit_dirty:
             self._dirty_due_us = None
         elif self._dirty_due_us is None and any(entry.table.dirty for entry in touched.values()):
@@ -115,10 +126,15 @@ class Shard:
     def on_time(self, now_us: int) -> Output:
         """At `next_us`: corrections and counters that are due; forgets streams that have been silent for a day."""
         blocks: list[Block] = []
-        for name in [n for n, entry in self._streams.items() if now_us - entry.seen_us >= FORGET_US]:
-            blocks += self._streams.pop(name).table.end()  # mostly there is nothing left in it
-            if name[1]:
-                self._counters.forget(*name)
+        if self._forget_due_us is not None and now_us >= self._forget_due_us:
+            for name in [n for n, entry in self._streams.items() if now_us - entry.seen_us >= FORGET_US]:
+                entry = self._streams.pop(name)
+                self._series -= entry.series
+                blocks += entry.table.end()  # mostly there is nothing left in it
+                if name[1]:
+                    self._counters.forget(*name)
+            oldest_us = min((entry.seen_us for entry in self._streams.values()), default=None)
+            self._forget_due_us = oldest_us + FORGET_US if oldest_us is not None else None
         output = self.on_items((), now_us)
         return output._replace(blocks=blocks + output.blocks)
 
@@ -131,9 +147,7 @@ class Shard:
     def next_us(self) -> int | None:
         """When `on_time` is wanted, in wall time."""
         due = [self._counters_due_us] if self._counters.changed else []
-        if self._dirty_due_us is not None:
-            due.append(self._dirty_due_us)
-        due += [entry.seen_us + FORGET_US for entry in self._streams.values()]
+        due += [at_us for at_us in (self._dirty_due_us, self._forget_due_us) if at_us is not None]
         return min(due, default=None)
 
     def snapshot(self, *, contents: bool) -> bytes:
@@ -168,11 +182,18 @@ class Shard:
             if occurred is not None:
                 events.append(occurred)
 
-    def _limit(self, table: WindowTable, counted: int, series: int, replayed: bool) -> int:
-        """How many series a table may have; `counted` of the shard's `series` are its own."""
+    def _count_series(self, entry: _Stream) -> None:
+        """Brings the shard's number of series up to date with a stream's."""
+        before, entry.series = entry.series, max(1, entry.table.series)
+        self._series += entry.series - before
+
+    def _limit(self, entry: _Stream, replayed: bool) -> int:
+        """How many series a stream may have."""
+        table = entry.table
         if replayed:  # what was admitted before a restart is admitted again, and nothing else
             return table.series if table.has_refused else self.config.max_series
-        return min(self.config.max_series, max(table.series, counted + self.config.max_shard_series - series))
+        room = self.config.max_shard_series - self._series
+        return min(self.config.max_series, max(table.series, entry.series + room))
 
     def _count_end(self, mark: Mark, now_us: int) -> None:
         if not self._counters.totals.get((mark.service, mark.stream, Count.ENDED)):
