@@ -108,6 +108,7 @@ def prepare_recovery(directory: Path) -> RecoveryConfig:
                 part.unlink()
             init_db_dir(directory, RECOVERY_PARTITIONS)
             making.truncate(0)
+            os.fsync(making.fileno())  # or after a power cut the state would be taken for one that was being made
         else:
             _check_whole(directory)
     return RecoveryConfig(str(directory))

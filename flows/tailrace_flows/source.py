@@ -240,7 +240,7 @@ class _Reader(StatefulSourcePartition[Any, bytes]):
                 "%s[%d] ends at %d, before the offset that was reached: reading it from its start",
                 *place_of(self._place), high,
             )  # fmt: skip
-            partition.restart_at(low, self._known)
+            self._restart(low)
         wanted = partition.next_offset
         gone = partition.gap(low)
         if gone:
@@ -250,6 +250,11 @@ class _Reader(StatefulSourcePartition[Any, bytes]):
                 partition.topic, partition.number, wanted, low - 1, low, gone,
             )  # fmt: skip
         self._consumer.assign([TopicPartition(partition.topic, partition.number, partition.next_offset)])
+
+    def _restart(self, low: int) -> None:
+        """The offsets so far belong to another topic of the same name, and those committed too."""
+        self._partition.restart_at(low, self._known)
+        self._committed, self._snapshotted = -1, low
 
     def next_batch(self) -> Iterable[Any]:
         now_us = clock.now_us()
@@ -279,7 +284,7 @@ class _Reader(StatefulSourcePartition[Any, bytes]):
                 *place_of(self._place), origin,
             )  # fmt: skip
             low, high = self._consumer.get_watermark_offsets(self._place, METADATA_TIMEOUT_S)
-            self._partition.restart_at(low, origin)
+            self._restart(low)
             self.begin(low, high)
             return []
         self._empty = not records

@@ -4,7 +4,7 @@ import threading
 from array import array
 from typing import Any
 
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
 from tailrace_flows.core.chunk import Chunk, Mark
 from tailrace_flows.core.config import WindowConfig
 from tailrace_flows.source import sample_source
@@ -72,3 +72,30 @@ def test_a_partition_read_to_its_end_by_one_poll_is_known_to_be_at_its_end(embed
         eventually(lambda: [item for item in reader.next_batch() if isinstance(item[-1], Mark)])
     finally:
         reader.close()
+
+
+def test_offsets_of_a_topic_that_is_gone_are_not_committed_to_the_new_one(embedded_broker: str) -> None:
+    client = {"bootstrap.servers": embedded_broker, "log_level": 0}
+    send(client, "samples", 3)
+    source = sample_source(client, "samples", "group", WindowConfig(), hold=False, stop=threading.Event())
+    reader = source.build_part("samples", "00000", None)
+    consumer = Consumer({**client, "group.id": "group"})
+
+    def committed() -> int:
+        (found,) = consumer.committed([TopicPartition("samples", 0)], 10)
+        return int(found.offset)
+
+    def goes_on_to(offset: int) -> bool:
+        list(reader.next_batch())
+        reader.snapshot()
+        return committed() == offset
+
+    try:
+        eventually(lambda: goes_on_to(3))
+        reader.begin(0, 2)  # it ends before what was read
+        reader.snapshot()
+        eventually(lambda: committed() == 0)
+        eventually(lambda: goes_on_to(3))
+    finally:
+        reader.close()
+        consumer.close()
