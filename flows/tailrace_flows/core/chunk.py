@@ -19,7 +19,7 @@ from tailrace_schemas.samples import (
     decode_series_table,
 )
 
-__all__ = ["UNKNOWN_US", "Arrival", "Chunk", "Mark", "Refusal", "build_chunk", "is_fine", "time_range"]
+__all__ = ["UNKNOWN_US", "Arrival", "Chunk", "Mark", "Refusal", "build_chunk", "is_fine", "joined", "time_range"]
 
 Ints = NDArray[np.int64]
 
@@ -151,6 +151,11 @@ def is_fine(chunk: Chunk, latest_us: int) -> bool:
         and int(chunk.newest_us.max()) <= min(latest_us, MAX_TIME_US)
         and (chunk.table.kinds.isdisjoint(COUNTERS) or value.min() >= 0)
     )
+
+
+def joined(parts: list[Any]) -> Any:
+    """The arrays one after the other; a single one as it is, not copied."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def time_range(time_us: Ints, lengths: Ints) -> tuple[int, Ints]:

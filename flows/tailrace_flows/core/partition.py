@@ -14,7 +14,7 @@ from tailrace_schemas.deadletter import MAX_PAYLOAD_BYTES, DeadLetter
 from tailrace_schemas.samples import Reason, Rejection, SampleBatch, decode
 from tailrace_schemas.topics import shard_of
 
-from tailrace_flows.core.chunk import UNKNOWN_US, Arrival, Chunk, Mark, Refusal, build_chunk
+from tailrace_flows.core.chunk import UNKNOWN_US, Arrival, Chunk, Mark, Refusal, build_chunk, joined
 from tailrace_flows.core.config import WindowConfig
 from tailrace_flows.core.counters import Count, Counters, dead_letters
 from tailrace_flows.core.feed import MAX_INVALID_RUN, PoisonedError, Record, is_elsewhere
@@ -272,7 +272,7 @@ class Partition:
             by_stream.setdefault((chunk.service, chunk.stream), []).append(chunk)
         for name, group in by_stream.items():
             before = self._watermarks_us.get(name, UNKNOWN_US)
-            maxima = _joined([chunk.newest_us for chunk in group])
+            maxima = joined([chunk.newest_us for chunk in group])
             if maxima.size == 1 and name not in ended:
                 group[0].watermarks_us[0] = before
                 self._watermarks_us[name] = max(before, int(maxima[0]) - self.config.disorder_us)
@@ -291,7 +291,7 @@ class Partition:
 
     def _place(self, chunks: list[Chunk], maxima: Any, before: int, ended: int | None) -> int:
         """Gives the batches of one stream their watermarks, from `before` on; returns the one after them."""
-        offsets = _joined([chunk.offsets for chunk in chunks])
+        offsets = joined([chunk.offsets for chunk in chunks])
         order = np.argsort(offsets, kind="stable")
         after = np.maximum.accumulate(np.maximum(maxima[order] - self.config.disorder_us, before))
         watermarks = np.empty_like(after)
@@ -426,7 +426,3 @@ class Partition:
         return DeadLetter(
             self.topic, self.number, offset, time_us, service, reason, detail, samples, len(value), kept
         )  # fmt: skip
-
-
-def _joined(parts: list[Any]) -> Any:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -6,6 +6,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tailrace_flows.core.chunk import joined
 from tailrace_flows.core.grid import CODE_BIAS, CODE_MASK, Bands, Grid, Run
 from tailrace_flows.core.series import CUMULATIVE, DISTRIBUTION, GAUGE
 from tailrace_flows.core.sketch import CODE_BITS, codes_of, downscale
@@ -124,11 +125,11 @@ class Window:
         self._grow(kinds.size)
         if not self.pending:
             return
-        slots = _joined([one[0] for one in self.pending]).astype(np.int64)
-        value = _joined([one[2] for one in self.pending])
+        slots = joined([one[0] for one in self.pending]).astype(np.int64)
+        value = joined([one[2] for one in self.pending])
         # A part without times has no sample whose time matters.
         timed = any(one[1] is not None for one in self.pending)
-        time_us = _joined([one[1] if one[1] is not None else one[0] for one in self.pending]) if timed else slots
+        time_us = joined([one[1] if one[1] is not None else one[0] for one in self.pending]) if timed else slots
         self.pending.clear()
         self.pending_samples = 0
         self.count += np.bincount(slots, minlength=kinds.size)
@@ -234,10 +235,6 @@ class Window:
 
 
 _PASSING: Final = frozenset({"bands", "grid", "sketched", "outside"})
-
-
-def _joined(parts: list[Any]) -> Any:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _coarser(run: Run, by: int) -> Run:
