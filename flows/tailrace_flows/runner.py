@@ -89,8 +89,10 @@ def is_locked(directory: Path) -> bool:
     return False
 
 
-def prepare_recovery(directory: Path) -> RecoveryConfig:
+def prepare_recovery(directory: Path, *, shared_out: bool = False) -> RecoveryConfig:
     """The recovery configuration; makes the directory's database at the first start.
+
+    `shared_out`: other hosts of the cluster may have some of its files; Bytewax says so if nobody has one.
 
     Raises:
         DamagedError: a file of it is missing, torn or truncated.
@@ -110,16 +112,18 @@ def prepare_recovery(directory: Path) -> RecoveryConfig:
             making.truncate(0)
             os.fsync(making.fileno())  # or after a power cut the state would be taken for one that was being made
         else:
-            _check_whole(directory)
+            _check_whole(directory, shared_out)
     return RecoveryConfig(str(directory))
 
 
-def _check_whole(directory: Path) -> None:
+def _check_whole(directory: Path, shared_out: bool) -> None:
     """Cost: reading the files once."""
     advice = "put back a copy of the directory, or start with a new one: what Kafka still has is then read again"
     for number in range(RECOVERY_PARTITIONS):
         path = directory / f"part-{number}.sqlite3"
         if not path.exists():
+            if shared_out:
+                continue
             raise DamagedError(f"{path} is missing: {advice}")
         try:
             with closing(sqlite3.connect(path, timeout=30)) as database:
@@ -187,7 +191,8 @@ def run(
         return bool(stopped_at) and clock.monotonic_s() - stopped_at[0] > GRACE_S
 
     dataflow = build(settings, stop=stop, hurry=hurry, process=process)
-    recovery = prepare_recovery(recovery_directory)
+    hosts = {address.rpartition(":")[0] for address in addresses or ()}
+    recovery = prepare_recovery(recovery_directory, shared_out=len(hosts) > 1)
 
     def engine() -> None:
         try:

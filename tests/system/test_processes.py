@@ -11,6 +11,7 @@ import pytest
 from tailrace_schemas.clock import monotonic_s
 
 from tests.infra.waiting import eventually
+from tests.producers.servers import free_port
 from tests.system.harness import Bench, bench
 from tests.system.workload import Workload, assert_same, expected_rows, make_workload, stored_rows
 
@@ -46,6 +47,43 @@ def test_changing_the_number_of_processes_keeps_the_rows_exact(
         eventually(lambda: b.counters() == dict(made.counters), 60)
         assert_same(stored_rows(b.clickhouse, "windows"), expected_rows(made, 10))
         assert_same(stored_rows(b.clickhouse, "windows_1m"), expected_rows(made, 60))
+
+
+def test_hosts_may_share_the_files_of_the_state_out(embedded_broker: str, clickhouse_url: str, tmp_path: Path) -> None:
+    """As docs/scaling.md says: made on one host, each file then moved to one of two."""
+    made = make_workload(seed=13, services=8, steps=120)
+    half = len(made.messages) // 2
+    hosts = [tmp_path / "a", tmp_path / "b"]
+    with bench(embedded_broker, clickhouse_url, tmp_path, "hosts", "replay") as b:
+        producer = b.producer()
+        b.send(producer, made.messages[:half])
+        run_until_read(b, made, 1, processes=1)
+        for number, path in enumerate(sorted((tmp_path / "recovery" / "windows").glob("part-*.sqlite3"))):
+            there = hosts[number % 2] / "windows"
+            there.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.rename(there / path.name)
+        b.send(producer, made.messages[half:])
+        addresses = [f"{host}:{free_port()}" for host in ("127.0.0.1", "127.0.0.2")]
+        command = [sys.executable, "-m", "tailrace_infra.run", "windows", "--addresses", ",".join(addresses)]
+        with (tmp_path / "flow.log").open("ab") as log:
+            flows = [
+                subprocess.Popen(
+                    [*command, "--process", str(number)],
+                    env={**os.environ, **b.environment, "TAILRACE_RECOVERY__DIRECTORY": str(host)},
+                    stdout=subprocess.DEVNULL,
+                    stderr=log,
+                )
+                for number, host in enumerate(hosts)
+            ]
+        try:
+            eventually(lambda: b.counters() == dict(made.counters) or any(one.poll() is not None for one in flows), 60)
+            assert [one.poll() for one in flows] == [None, None], (tmp_path / "flow.log").read_text()[-2000:]
+        finally:
+            for one in flows:
+                one.terminate()
+            codes = [one.wait(60) for one in flows]
+        assert codes == [0, 0], (tmp_path / "flow.log").read_text()[-2000:]
+        assert_same(stored_rows(b.clickhouse, "windows"), expected_rows(made, 10))
 
 
 def test_a_drain_stores_open_windows_and_the_next_start_completes_them(
