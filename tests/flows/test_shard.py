@@ -4,13 +4,15 @@ import pickle
 
 import numpy as np
 import pytest
+from tailrace_flows.core import series as series_module
 from tailrace_flows.core.config import WindowConfig
 from tailrace_flows.core.counters import Count, Counters
 from tailrace_flows.core.feed import Record
 from tailrace_flows.core.increases import Baselines
 from tailrace_flows.core.partition import Partition
+from tailrace_flows.core.series import SeriesIndex
 from tailrace_flows.core.shard import Shard
-from tailrace_schemas.samples import KINDS, Series
+from tailrace_schemas.samples import KINDS, Series, decode_series_table, encode_series_table
 from tailrace_schemas.topics import shard_of
 
 from tests.flows.machine import START_US, Machine, S, check, check_row
@@ -440,6 +442,17 @@ def test_tables_that_change_with_each_batch_are_forgotten() -> None:
     machine = Machine([[w.rows(table, (0, 0.001 * n, 1.0)) for n, table in enumerate(tables)]], CONFIG)
     machine.finish()
     assert [row["count"] for row in machine.rows.values()] == [2500, 2500]
+
+
+def test_tables_that_grow_with_each_message_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(series_module, "MAP_BYTES", 20_000)
+    index = SeriesIndex("cart", 1_000)
+    names = [Series("x", "gauge", "", (("n", f"{n:03d}"),)) for n in range(200)]
+    for end in range(1, 201):
+        table = decode_series_table(encode_series_table(names[:end]))
+        assert index.slots_of(table).tolist() == index.slots_of(table).tolist() == list(range(end))
+    every = len(pickle.dumps([encode_series_table(names[:end]) for end in range(1, 201)]))
+    assert len(pickle.dumps(vars(index))) < 60_000 < every / 4
 
 
 # -- corrections and restarts ----------------------------------------------------------------------------

@@ -18,6 +18,10 @@ CUMULATIVE: Final = KINDS.index("cumulative")
 GAUGE: Final = KINDS.index("gauge")
 EVENT: Final = KINDS.index("event")
 
+MAPS: Final = 1024
+MAP_BYTES: Final = 64 * 1024 * 1024
+"""Of tables that are remembered, by service and stream: those of some producers change with each message."""
+
 
 def series_id(service: str, series: Series) -> int:
     """64 bits that name a series in rows and snapshots, equal in every run and process: a hash of compact JSON."""
@@ -42,6 +46,7 @@ class SeriesIndex:
         self.series: list[Series] = series or []
         self._slots = {one: slot for slot, one in enumerate(self.series)}
         self._maps: dict[bytes, NDArray[np.int32]] = {}
+        self._map_bytes = 0
         self._columns: dict[str, Any] = {}
         self._kinds = np.array([KINDS.index(one.kind) for one in self.series], np.int8)
         self.refused = admitted is not None
@@ -68,16 +73,22 @@ class SeriesIndex:
                 self.series.append(one)
             if slot is not None:
                 found[row] = slot
-        if len(self._maps) >= 1024:  # a producer whose table changes with each message
-            self._maps.clear()
+        size = len(table.encoded) + found.nbytes
+        if len(self._maps) >= MAPS or self._map_bytes + size > MAP_BYTES:
+            self._forget_maps()
         self._maps[table.encoded] = found
+        self._map_bytes += size
         return found
 
     def limit(self, most: int) -> None:
         """Takes another limit; a higher one admits series that were refused."""
         if most > self.max_series and self.refused:
-            self._maps.clear()
+            self._forget_maps()
         self.max_series = most
+
+    def _forget_maps(self) -> None:
+        self._maps.clear()
+        self._map_bytes = 0
 
     def _admits(self, one: Series) -> bool:
         if self._reserved:
@@ -136,6 +147,6 @@ class SeriesIndex:
         self.refused = False
         self.series = [one for one, stays in zip(self.series, used, strict=True) if stays]
         self._slots = {one: slot for slot, one in enumerate(self.series)}
-        self._maps.clear()
+        self._forget_maps()
         self._columns = {}
         self._kinds = np.array([KINDS.index(one.kind) for one in self.series], np.int8)
