@@ -73,7 +73,6 @@ def _measure(settings: Settings, env: dict[str, str], processes: int, samples: i
             env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )
         for number in range(processes)
-        if number == 0 or not _pause(env)
     ]  # fmt: skip
     try:
         wait_until_committed(settings, members)
@@ -98,15 +97,6 @@ def _measure(settings: Settings, env: dict[str, str], processes: int, samples: i
         "clickhouse_cpu_s_per_million": cpu.get("clickhouse", 0.0) / samples * 1e6,
         "peak_mb": max(one["peak_mb"] for one in seen),
     }
-
-
-def _pause(env: dict[str, str]) -> bool:
-    """Lets the first process make the recovery directory."""
-    deadline_s = monotonic_s() + 60
-    while not any(Path(env["TAILRACE_RECOVERY__DIRECTORY"]).glob("*.sqlite3")):
-        if monotonic_s() > deadline_s:
-            raise RuntimeError("the first process did not start in 60 s")
-    return False
 
 
 def name_of(process: psutil.Process) -> str:
