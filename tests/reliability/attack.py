@@ -3,13 +3,13 @@
 import importlib
 import pkgutil
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import tests.reliability
 
-__all__ = ["Attack", "Failure", "Plot", "Result", "Run", "attack", "attacks", "perform"]
+__all__ = ["Attack", "Failure", "Figure", "Plot", "Result", "Run", "attack", "attacks", "perform"]
 
 Figure = int | float | str
 
@@ -42,7 +42,7 @@ class Result:
     runs: int = 0
     """How often it was tried: steps, kills, messages, as the attack's `unit` says."""
     seeds: list[int] = field(default_factory=list)
-    figures: dict[str, Figure] = field(default_factory=dict)
+    figures: Mapping[str, Figure] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     plots: list[Plot] = field(default_factory=list)
     skipped: str = ""

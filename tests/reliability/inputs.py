@@ -33,7 +33,7 @@ from tailrace_schemas.samples import Rejection, decode
 
 from tests.flows.alerting.rows import Row, batch_of
 from tests.reliability.alerts import CPU, OBJECTIVE, ROUTING
-from tests.reliability.attack import Result, Run, attack
+from tests.reliability.attack import Figure, Result, Run, attack
 from tests.schemas.examples import example
 from tests.schemas.test_total import mutate, seeds
 
@@ -219,7 +219,8 @@ def batches(target: Target, random: Random) -> Iterator[list[bytes]]:
 )
 def inputs(run: Run) -> Result:
     """As many messages for each target; whole files cost more, and get a tenth."""
-    result = Result(seeds=[run.seed])
+    figures: dict[str, Figure] = {}
+    result = Result(seeds=[run.seed], figures=figures)
     per_target = run.size / sum(1 if target.batch == BATCH else 0.1 for target in TARGETS.values())
     for target in TARGETS.values():
         random = Random(f"{run.seed} {target.name}")
@@ -233,6 +234,6 @@ def inputs(run: Run) -> Result:
                 result.failures.append(run.failure(text[:20_000]))
                 break
             result.runs += target.batch // 2
-        result.figures[target.name] = ", ".join(f"{count:,} {what}" for what, count in sorted(done.items()))
-        run.say(f"  {target.name}: {result.figures[target.name]}")
+        figures[target.name] = ", ".join(f"{count:,} {what}" for what, count in sorted(done.items()))
+        run.say(f"  {target.name}: {figures[target.name]}")
     return result
