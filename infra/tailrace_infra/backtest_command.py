@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final
 import numpy as np
 import pyarrow as pa
 import typer
+from confluent_kafka import KafkaException
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from tailrace_flows.backtest import Backtest, Samples, Step, windows_of
@@ -30,8 +31,9 @@ from tailrace_schemas.config import model_of, record_of
 from tailrace_sinks.clickhouse import connect
 from tailrace_sinks.stored_windows import stored_windows
 
-from tailrace_infra.errors import EXPECTED, reason
+from tailrace_infra.errors import EXPECTED, kafka_reason, reason
 from tailrace_infra.sql import SqlError, server
+from tailrace_infra.topic_windows import TopicWindows, TopicWindowsError
 
 __all__ = ["read_incidents", "register"]
 
@@ -76,9 +78,16 @@ def backtest(
     first: Annotated[str, typer.Option("--from", help="Instead of files: stored 10 s rows from this time on...")] = "",
     end: Annotated[str, typer.Option("--to", help="...to this time (RFC 3339, or Unix seconds).")] = "",
     stream: Annotated[str, typer.Option(help="Which stream of stored rows; default: what was live.")] = "",
+    topic: Annotated[
+        str, typer.Option(help="Not from ClickHouse but from this topic of window rows: tailrace.aggregates.")
+    ] = "",
     data_dir: Annotated[
         Path | None,
-        typer.Option(help="Stored rows of this embedded stack, running or not.", file_okay=False, show_default=False),
+        typer.Option(
+            help="Rows of this embedded stack, running or not; with --topic, running.",
+            file_okay=False,
+            show_default=False,
+        ),
     ] = None,
     service: Annotated[str, typer.Option(help="Service where a file names none; default: the file's name.")] = "",
     metric: Annotated[str, typer.Option(help="Metric where a file names none.")] = "",
@@ -103,11 +112,13 @@ def backtest(
         tailrace backtest --rules rules.yaml --incidents incidents.csv january.parquet february.parquet
 
         tailrace backtest --rules rules.yaml --from 2026-01-01T00:00:00Z --to 2026-01-02T00:00:00Z
+
+        tailrace backtest --rules rules.yaml --topic tailrace.aggregates --from 1767225600 --to 1767312000
     """
     from tailrace_infra.cli import fail
     from tailrace_infra.config_command import load_files
 
-    _check_usage(data, rules, first, end)
+    _check_usage(data, rules, first, end, topic)
     config = [record_of(item) for item in load_files(rules or []).items]
     run = Backtest({one.key: model_of(one.key, one.value) for one in config if one.value is not None})
     if not run.keep:
@@ -126,19 +137,26 @@ def backtest(
             first_s, end_s = (
                 _microseconds(text, name) // 1_000_000 for text, name in ((first, "--from"), (end, "--to"))
             )
-            steps, until_us = _judge_stored(run, data_dir, first_s, end_s, stream)
-    except (ReplayError, SqlError, *EXPECTED) as error:
+            if topic:
+                steps, until_us = _judge_topic(run, topic, data_dir, first_s, end_s, stream)
+            else:
+                steps, until_us = _judge_stored(run, data_dir, first_s, end_s, stream)
+    except (ReplayError, SqlError, TopicWindowsError, *EXPECTED) as error:
         fail(reason(error))
     except KeyboardInterrupt:
         fail("interrupted")
     _summarize(steps, known, until_us, format)
 
 
-def _check_usage(data: list[Path] | None, rules: list[Path] | None, first: str, end: str) -> None:
+def _check_usage(data: list[Path] | None, rules: list[Path] | None, first: str, end: str, topic: str) -> None:
     if not rules:
         raise typer.BadParameter("give at least one --rules FILE", param_hint="--rules")
     if data and (first or end):
         raise typer.BadParameter("give files or a time range, not both", param_hint="--from")
+    if data and topic:
+        raise typer.BadParameter("give files or a topic, not both", param_hint="--topic")
+    if topic and not (first and end):
+        raise typer.BadParameter("give --from and --to as well", param_hint="--topic")
     if not data and not (first and end):
         raise typer.BadParameter("give files, or --from and --to for stored rows", param_hint="DATA")
 
@@ -206,6 +224,38 @@ def _judge_stored(
         steps, until_us = _judge(run, rows, first_s * 1_000_000, end_s * 1_000_000)
     if until_us == first_s * 1_000_000:
         raise SqlError(f"no rows of {', '.join(sorted(run.keep))} are stored of that time and stream {stream!r}")
+    return steps, until_us
+
+
+def _judge_topic(
+    run: Backtest, topic: str, data_dir: Path | None, first_s: int, end_s: int, stream: str
+) -> tuple[list[Step], int]:
+    from tailrace_infra.cli import resolved_settings
+
+    settings = resolved_settings(data_dir)
+    kafka = settings.kafka
+    try:
+        found = TopicWindows(
+            kafka.client(), topic, run.keep, first_s, end_s, stream=stream, early_s=settings.windows.max_future_s
+        )
+        with _progress("reading", found.total) as advance:
+            found.read(advance)
+    except KafkaException as error:
+        raise TopicWindowsError(f"--topic {topic}: {kafka_reason(kafka, error)}") from error
+    except TopicWindowsError as error:
+        raise TopicWindowsError(f"--topic {topic}: {error}") from error
+    for example in found.examples:
+        stderr.print(example, style="yellow", markup=False, soft_wrap=True)
+    if found.unreadable:
+        stderr.print(f"{topic}: {found.unreadable:,} of {found.records:,} records left out", style="yellow")
+    if found.clipped:
+        stderr.print(f"{topic}: older records are deleted, some may have been of this time", style="yellow")
+    steps, until_us = _judge(run, found.batches(), first_s * 1_000_000, end_s * 1_000_000)
+    if until_us == first_s * 1_000_000:
+        raise TopicWindowsError(
+            f"--topic {topic}: no rows of {', '.join(sorted(run.keep))} of that time and stream {stream!r} in the "
+            f"{found.records:,} records read"
+        )
     return steps, until_us
 
 

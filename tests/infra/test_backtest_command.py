@@ -4,13 +4,24 @@ import csv
 import json
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import pyarrow as pa
 import pytest
+from confluent_kafka.admin import AdminClient
 from pydantic import AwareDatetime, TypeAdapter
-from tailrace_infra.backtest_command import read_incidents
+from tailrace_flows.backtest import Samples, windows_of
+from tailrace_flows.core.chunk import UNKNOWN_US
+from tailrace_infra.backtest_command import _read, read_incidents
 from tailrace_infra.cli import complete_app
-from tailrace_producers.replay import ReplayError
+from tailrace_infra.topic_windows import TopicWindows
+from tailrace_infra.topics import ensure_topics
+from tailrace_producers.replay import ReplayError, ReplayOptions
+from tailrace_schemas import clock
 from tailrace_schemas.alerts import us_of
+from tailrace_schemas.rows import WINDOW_ROWS, WindowRows, encode_window_rows
+from tailrace_schemas.topics import Topics
+from tailrace_sinks.kafka import KafkaWriter
 from typer.testing import CliRunner
 
 from benchmarks.petshop import PERIOD_S, Scenario, convert, left_out, read
@@ -84,10 +95,121 @@ def test_stored_rows_give_what_the_file_gives(directory: Path) -> None:
     assert (done.returncode, "no rows of duration are stored" in done.stderr) == (1, True)
 
 
+def samples_of(directory: Path) -> Samples:
+    return _read([directory / "samples.csv"], ReplayOptions(), {"duration"}, lambda _: None)
+
+
+def publish(servers: str, topics: Topics, directory: Path) -> None:
+    """The rows of the samples as a flow leaves them in the topic: some first incomplete, some twice, those of one
+    partition before those of another; among rows of other streams and lengths, and records that are none."""
+    ensure_topics({"bootstrap.servers": servers}, topics, 4)
+    writer = KafkaWriter({"bootstrap.servers": servers}, lambda: False)
+
+    def write(rows: Any, stream: str = "s", seconds: int = 10) -> None:
+        service = rows.column("service")[0].as_py()
+        message = encode_window_rows(WindowRows(service, stream, seconds, UNKNOWN_US, rows))
+        writer.write(topics.aggregates, service.encode(), message)
+
+    for rows in windows_of(samples_of(directory)):
+        for service in "ba":
+            for one in (row for row in rows.to_pylist() if row["service"] == service):
+                whole = pa.RecordBatch.from_pylist([one], WINDOW_ROWS)
+                part = {**one, "version": one["version"] - 1, "bucket_index": [600], "bucket_count": [one["count"]]}
+                write(pa.RecordBatch.from_pylist([part], WINDOW_ROWS))  # far too slow, were it believed
+                write(whole)
+                write(pa.RecordBatch.from_pylist([{**part, "version": 1 << 40}], WINDOW_ROWS), stream="other")
+                write(pa.RecordBatch.from_pylist([{**part, "version": 1 << 40}], WINDOW_ROWS), seconds=60)
+                if one["window_start"].minute % 2:
+                    write(whole)
+                    write(pa.RecordBatch.from_pylist([part], WINDOW_ROWS))
+    writer.write(topics.aggregates, b"a", b"neither")
+    writer.write(topics.aggregates, b"b", b"")
+    writer.flush()
+
+
+BROKERS = ["embedded_broker", pytest.param("kafka", marks=pytest.mark.kafka)]
+
+
+@pytest.mark.parametrize("broker", BROKERS)
+def test_a_topic_gives_what_the_file_gives(
+    broker: str, directory: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    servers = request.getfixturevalue(broker)
+    monkeypatch.chdir(directory)
+
+    def run(*arguments: str, code: int = 0) -> tuple[list[dict[str, Any]], str]:
+        done = CliRunner().invoke(complete_app(), ["backtest", *arguments])
+        assert done.exit_code == code, done.output
+        return [json.loads(line) for line in done.stdout.splitlines()], " ".join(done.stderr.split())
+
+    topics = Topics(f"test-{uuid4().hex[:8]}")
+    publish(servers, topics, directory)
+    (directory / "tailrace.toml").write_text(f'[kafka]\nbootstrap_servers = "{servers}"\n')
+    rules = ("--rules", "rules.yaml")
+    topic = (*rules, "--topic", topics.aggregates, "--stream", "s")
+    found, said = run(*topic, "--from", str(START_S), "--to", str(START_S + 900))
+    whole = run(*rules, "samples.csv")[0]
+    assert found == whole
+    assert [one["to"] for one in found] == ["active", "resolved"]
+    assert "2 of" in said
+    assert "records left out" in said
+    # The last version of each row, once, in the order of time.
+    read = TopicWindows({"bootstrap.servers": servers}, topics.aggregates, ["duration"], 0, 1 << 40, stream="s")
+    read.read(lambda _: None)
+    rows = pa.Table.from_batches(list(read.batches()))
+    assert rows.column("window_start").to_pylist() == sorted(rows.column("window_start").to_pylist())
+    order = [("window_start", "ascending"), ("series_id", "ascending")]
+    assert rows.sort_by(order) == pa.Table.from_batches(list(windows_of(samples_of(directory)))).sort_by(order)
+    # Part of it: as of a file with only these samples.
+    path = directory / "samples.csv"
+    with path.open() as file:
+        header, *rest = file.read().splitlines()
+    chosen = [line for line in rest if START_S + 310 <= int(line.split(",")[0]) < START_S + 350]
+    path.write_text("\n".join([header, *chosen]))
+    part = run(*topic, "--from", str(START_S + 310), "--to", str(START_S + 350))[0]
+    assert part == run(*rules, "samples.csv")[0]
+    assert [one["to"] for one in part] == ["active"]
+    # No group and no offset of ours is left behind.
+    groups = AdminClient({"bootstrap.servers": servers}).list_consumer_groups().result().valid
+    assert "tailrace-backtest" not in [one.group_id for one in groups]
+    # Nothing of that time, nothing of that stream, another topic's records, and no such topic.
+    for arguments, wanted in [
+        ((*topic, "--from", "1", "--to", "2"), f"--topic {topics.aggregates}: no rows of duration"),
+        ((*topic[:-1], "x", "--from", "1", "--to", "1800000000"), "stream 'x'"),
+        ((*rules, "--topic", "none", "--from", "1", "--to", "2"), "--topic none: "),
+    ]:
+        nothing, said = run(*arguments, code=1)
+        assert nothing == []
+        assert wanted in said
+    writer = KafkaWriter({"bootstrap.servers": servers}, lambda: False)
+    writer.write(topics.samples, b"a", b"neither")
+    writer.flush()
+    said = run(*rules, "--topic", topics.samples, "--from", "1", "--to", "2", code=1)[1]
+    assert "1 of 1 records are no window rows" in said
+
+
+@pytest.mark.kafka
+def test_records_of_before_are_not_read(kafka: str, directory: Path) -> None:
+    """By the broker's index of times; a row is written at most so early as a producer's clock may be ahead."""
+    topics = Topics(f"test-{uuid4().hex[:8]}")
+    publish(kafka, topics, directory)
+    now_s = clock.now_us() // 1_000_000
+    client = {"bootstrap.servers": kafka}
+    assert TopicWindows(client, topics.aggregates, ["duration"], now_s + 3600, now_s + 7200).total == 0
+    assert TopicWindows(client, topics.aggregates, ["duration"], now_s + 3600, now_s + 7200, early_s=7200).total > 700
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
         (["samples.csv"], 2, "at least one --rules"),
+        (["--rules", "rules.yaml", "samples.csv", "--topic", "t"], 2, "--topic: give files or a topic"),
+        (["--rules", "rules.yaml", "--topic", "t", "--from", "1"], 2, "--topic: give --from and --to"),
+        (
+            ["--rules", "rules.yaml", "--topic", "t", "--from", "1", "--to", "2", "--data-dir", "none"],
+            1,
+            "no stack runs on none",
+        ),
         (["--rules", "rules.yaml"], 2, "--from and --to"),
         (["--rules", "rules.yaml", "samples.csv", "--from", "1"], 2, "not both"),
         (["--rules", "none.yaml", "samples.csv"], 2, "none.yaml"),
