@@ -137,6 +137,8 @@ def backtest(
             first_s, end_s = (
                 _microseconds(text, name) // 1_000_000 for text, name in ((first, "--from"), (end, "--to"))
             )
+            if end_s <= first_s:
+                raise ReplayError("--to is not after --from")
             if topic:
                 steps, until_us = _judge_topic(run, topic, data_dir, first_s, end_s, stream)
             else:

@@ -214,6 +214,7 @@ def test_records_of_before_are_not_read(kafka: str, directory: Path) -> None:
         (["--rules", "rules.yaml", "samples.csv", "--from", "1"], 2, "not both"),
         (["--rules", "none.yaml", "samples.csv"], 2, "none.yaml"),
         (["--rules", "rules.yaml", "--from", "yesterday", "--to", "2"], 1, "--from: 'yesterday' is no time"),
+        (["--rules", "rules.yaml", "--from", "2", "--to", "2"], 1, "--to is not after --from"),
         (["--rules", "routes.yaml", "samples.csv"], 1, "nothing to judge"),
         (["--rules", "rules.yaml", "other.csv"], 1, "no samples of the metrics of the rules (duration); found: cpu"),
         (["--rules", "rules.yaml", "rules.yaml"], 1, "no column 'time'"),

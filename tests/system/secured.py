@@ -31,6 +31,7 @@ PROCESSES = {
     "notify": "`tailrace notify`",
     "apply": "`tailrace apply`",
     "ack": "`tailrace alerts ack`",
+    "backtest": "`tailrace backtest --topic`",
     "status": "`tailrace status`",
     "topics": "`tailrace topics`",
 }

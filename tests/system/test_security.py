@@ -148,6 +148,8 @@ def test_everything_works_with_the_rights_of_the_docs_and_shows_no_secret(secure
                 eventually(lambda: counted(secured, "web") == sent, 60)
                 alert = hook.bodies("/hook")[0]["alerts"][0]["alert"]["id"]
                 assert "acknowledged: Busy" in secured.say("ack", "alerts", "ack", alert)
+                past = ("--rules", str(config), "--topic", Topics().aggregates, "--from", "1", "--to", "4102444800")
+                assert '"rule": "host/Busy"' in secured.say("backtest", "backtest", *past)
                 assert "lag_records" in secured.say("status", "status")
                 assert "host" in secured.say("status", "sql", "SELECT DISTINCT service FROM windows")
     finally:
