@@ -20,7 +20,8 @@ CONFIDENT: Final = 0.95
 
 _EVENT: Final = """
 SELECT toUnixTimestamp64Micro(time), name, stream FROM events
-WHERE service = {service:String} AND {name:String} IN ('', name) ORDER BY time DESC LIMIT 1
+WHERE service = {service:String} AND {name:String} IN ('', name) AND {stream:String} IN ('', stream)
+ORDER BY time DESC LIMIT 1
 """
 _POINTS: Final = """
 SELECT metric, attributes, any(unit), any(kind),
@@ -82,11 +83,12 @@ def compare_event(
     if at:
         at_s = _moment(at)
     else:
-        _, found = ask(data_dir, _EVENT, {"service": service, "name": event})
+        _, found = ask(data_dir, _EVENT, {"service": service, "name": event, "stream": stream})
         if not found:
-            fail(f"service {service!r} has no event{f' named {event!r}' if event else ''}: say --at, or send one")
-        at_us, what, of_event = found[0]
-        at_s, stream = at_us / 1e6, stream or of_event
+            which = f"{f' named {event!r}' if event else ''}{f' in stream {stream!r}' if stream else ''}"
+            fail(f"service {service!r} has no event{which}: say --at, or send one")
+        at_us, what, stream = found[0]
+        at_s = at_us / 1e6
     step_s = 10 if seconds <= FINE_S else 60
     query = _POINTS.format(figure=figure, view="windows" if step_s == 10 else "windows_1m")
     parameters = {

@@ -76,6 +76,8 @@ def test_what_cannot_be_compared_is_said(shop: tuple[dict[str, str], Samples]) -
     assert (done.returncode, done.stderr.strip()) == (
         1, "tailrace: service 'shop' has no event named 'rollback': say --at, or send one",
     )  # fmt: skip
+    done = tailrace("anomalies", "compare", "-s", "shop", "--stream", "another", environment=environment)
+    assert done.stderr.strip() == "tailrace: service 'shop' has no event in stream 'another': say --at, or send one"
     done = tailrace("anomalies", "compare", "-s", "shop", "--at", "noon", environment=environment)
     assert done.returncode == 2
     assert "'noon' is no time" in done.stderr
