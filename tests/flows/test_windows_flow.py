@@ -29,13 +29,11 @@ def test_bytewax_finds_the_flow_by_its_name() -> None:
 
 
 def test_the_alert_flows_steps_stay_too() -> None:
-    judged = [
-        "config", "config_good", "config_letter_key", "commands", "commands_good", "commands_letter_key", "rows",
-        "rows_good", "rows_letter_key", "judged", "every_evaluator", "evaluate", "alerts",
-    ]  # fmt: skip
-    response = [
-        "events", "events_good", "events_letter_key", "heard", "responder_key", "respond", "notifications", "answers",
-    ]  # fmt: skip
+    def topic(name: str) -> list[str]:
+        return [name, *(f"{name}_{step}" for step in ("counts", "counted", "good", "letter_key"))]
+
+    judged = [*topic("config"), *topic("commands"), *topic("rows"), "judged", "every_evaluator", "evaluate", "alerts"]
+    response = [*topic("events"), "heard", "responder_key", "respond", "notifications", "answers"]
     ends = ["all_findings", "findings", "all_letters", "letters"]
     flows = {
         "alerts": judged + response + ends,

@@ -112,7 +112,7 @@ def test_examples_of_the_docs_are_valid(number: int) -> None:
 
 
 def test_the_docs_have_examples() -> None:
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 4
 
 
 def test_everything_shipped_is_one_valid_configuration() -> None:
