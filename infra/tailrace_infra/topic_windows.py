@@ -25,7 +25,9 @@ WINDOW_S: Final = 10
 STRETCH_S: Final = 3600
 """So much time is handed on at once."""
 MAX_BYTES: Final = 2 << 30
-"""Of rows of the metrics: all are held in memory. 100 series with sketches for 9 days."""
+"""Of rows of the metrics, which are all held in memory: some ten days of 100 series with sketches."""
+MERGED: Final = 64
+"""So many record batches become one: a message may have a single row, and a batch has some forty buffers."""
 MAX_BAD_RATIO: Final = 0.1
 EXAMPLES: Final = 3
 
@@ -70,6 +72,8 @@ class TopicWindows:
         """The first record that the broker still has may already be one of this time: older ones are deleted."""
         self._bytes = 0
         self._stretches: dict[int, list[Any]] = {}
+        self._fresh: dict[int, list[Any]] = {}
+        """As `_stretches`, not merged yet."""
         self._consumer = Consumer(
             {
                 "group.id": "tailrace-backtest",  # asked for by librdkafka; no group is joined
@@ -131,12 +135,9 @@ class TopicWindows:
         self._consumer.assign([TopicPartition(self._topic, number, start) for number, (start, _) in left.items()])
         until_s = monotonic_s() + SILENCE_S
         while left:
-            messages = self._consumer.consume(500, 0.1)
-            if messages:
-                until_s = monotonic_s() + SILENCE_S
-            elif monotonic_s() >= until_s:
+            if monotonic_s() >= until_s:
                 raise about(self._topic, KafkaError(KafkaError._TIMED_OUT, f"nothing came for {SILENCE_S:.0f} s"))
-            for message in messages:
+            for message in self._consumer.consume(500, 0.1):
                 number, error = message.partition(), message.error()
                 if error is not None:
                     self._meet(error)
@@ -145,6 +146,7 @@ class TopicWindows:
                     continue
                 if number not in left:
                     continue  # what was written since
+                until_s = monotonic_s() + SILENCE_S
                 high = left[number][1]
                 offset = message.offset()
                 if offset < high:
@@ -183,7 +185,10 @@ class TopicWindows:
         for stretch in np.unique(start_s[wanted] // STRETCH_S).tolist():
             rows = block.rows.filter(pa.array(wanted & (start_s // STRETCH_S == stretch)))
             self._bytes += rows.nbytes
-            self._stretches.setdefault(stretch, []).append(rows)
+            fresh = self._fresh.setdefault(stretch, [])
+            fresh.append(rows)
+            if len(fresh) == MERGED:
+                self._stretches.setdefault(stretch, []).append(_merged(self._fresh.pop(stretch)))
         if self._bytes > MAX_BYTES:
             raise TopicWindowsError(
                 f"more than {MAX_BYTES >> 30} GiB of rows of the metrics of the rules, which are all held in memory: "
@@ -192,17 +197,21 @@ class TopicWindows:
 
     def batches(self) -> Iterator[Any]:
         """The rows as record batches of WINDOW_ROWS, ascending by time, of each the last version; once."""
-        for stretch in sorted(self._stretches):
-            rows = pa.Table.from_batches(self._stretches.pop(stretch)).combine_chunks()
+        for stretch in sorted(self._stretches.keys() | self._fresh.keys()):
+            rows = _merged(self._stretches.pop(stretch, []) + self._fresh.pop(stretch, []))
             start_s, series, version = (
-                rows.column(name).combine_chunks().cast(kind).to_numpy()
+                rows.column(name).cast(kind).to_numpy()
                 for name, kind in (("window_start", pa.int64()), ("series_id", pa.uint64()), ("version", pa.uint64()))
             )
             order = np.lexsort((version, series, start_s))
             last = np.ones(order.size, np.bool_)
             last[:-1] = (np.diff(start_s[order]) != 0) | (series[order][1:] != series[order][:-1])
-            (batch,) = rows.take(pa.array(order[last])).combine_chunks().to_batches()
-            yield batch
+            yield rows.take(pa.array(order[last]))
+
+
+def _merged(batches: list[Any]) -> Any:
+    (one,) = pa.Table.from_batches(batches).combine_chunks().to_batches()
+    return one
 
 
 _HOPELESS: Final = frozenset(
