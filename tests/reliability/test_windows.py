@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.reliability import clocks
 from tests.reliability.seeds import failed_before
 from tests.reliability.windows import play
 
@@ -9,3 +10,8 @@ from tests.reliability.windows import play
 @pytest.mark.parametrize("seed", [*failed_before("windows"), *range(1, 16)])
 def test_every_row_and_counter_is_what_exact_computation_gives(seed: int) -> None:
     play(seed)
+
+
+@pytest.mark.parametrize("seed", range(1, 7))
+def test_a_clock_that_steps_back_makes_nothing_late(seed: int) -> None:
+    clocks.play(seed)

@@ -22,7 +22,7 @@ from tests.flows.oracle import DAY_US, Batch, Entry, Expected, Garbage, Single, 
 from tests.reliability.attack import Result, Run, attack
 from tests.reliability.seeds import failed_before
 
-__all__ = ["MODES", "play"]
+__all__ = ["MODES", "Plan", "World", "judge_live", "play"]
 
 SERVICES = ("cart", "service-64", "checkout", "search", "mail\n\x1b[31m", "täglich", "s" * 200)
 """The first two share a shard."""
@@ -320,7 +320,7 @@ def play(seed: int) -> tuple[int, Counter[str]]:
                 steps += 1
         world.commit()
     world.finish(cut)
-    {_backlog: _judge_backlog, _live: _judge_live, _scattered: _judge_scattered}[MODES[mode]](world)
+    {_backlog: _judge_backlog, _live: judge_live, _scattered: _judge_scattered}[MODES[mode]](world)
     done[f"{mode} worlds"] += 1
     done["samples"] += sum(samples_in(entry) for log in world.entries for entry in log)
     done["rows"] += len(world.rows)
@@ -343,7 +343,7 @@ def _judge_backlog(world: World) -> None:
     check(world, expect(world.entries, world.config))
 
 
-def _judge_live(world: World) -> None:
+def judge_live(world: World) -> None:
     expected = expect(world.entries, replace(world.config, lateness_s=NO_LATENESS_S))
     _check_rows(world, expected)
     check_events(world, expected)

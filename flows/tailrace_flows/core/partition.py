@@ -308,12 +308,14 @@ class Partition:
 
     def idle_marks(self, now_us: int) -> list[Keyed]:
         """The partition is read to its end: marks for the services that have been silent for `idle`."""
-        if now_us - self._marked_us < MARK_EVERY_US:
+        if 0 <= now_us - self._marked_us < MARK_EVERY_US:
             return []
         self._marked_us = now_us
         items: list[Keyed] = []
         for name, newest_us in list(self._newest_us.items()):
-            silence_us = now_us - self._seen_us[name]
+            # Seen in the future: the clock was ahead, and has been put right. It counts as silent from now on.
+            seen_us = self._seen_us[name] = min(self._seen_us[name], now_us)
+            silence_us = now_us - seen_us
             if silence_us < self.config.idle_us:
                 continue
             retire = not name[1] or silence_us >= BACKFILL_IDLE_US

@@ -113,6 +113,8 @@ class Shard:
             else:
                 blocks += self._idle(entry, item)
                 self._count_series(entry)
+        if self._dirty_due_us is not None:  # the clock may have stepped back
+            self._dirty_due_us = min(self._dirty_due_us, now_us + DIRTY_US)
         emit_dirty = self._dirty_due_us is not None and now_us >= self._dirty_due_us
         for entry in self._streams.values() if emit_dirty else touched.values():
             blocks += entry.table.emit(dirty=emit_dirty)
@@ -231,6 +233,7 @@ class Shard:
         return entry.table.wall(mark.now_us, retire=all(entry.idle.values()))
 
     def _due_counters(self, now_us: int) -> Any:
+        self._counters_due_us = min(self._counters_due_us, now_us + COUNTERS_US)  # the clock may have stepped back
         if not self._counters.changed or now_us < self._counters_due_us:
             return None
         self._counters_due_us = now_us + COUNTERS_US
