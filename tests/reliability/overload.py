@@ -58,7 +58,7 @@ def overload(run: Run) -> Result:
         traffic = Traffic(run.seed, starts_on_window(now_us()), (run.size + 60) // 10 * 10, samples=2000)
         world.add_traffic(traffic)
         watched = {name: Watched(world.parts[name]) for name in ("windows", "alerts", "sender", "broker", "clickhouse")}
-        lag = _Lag(world)
+        lag = Lag(world)
         with watching(*watched.values()):
             world.until(lambda: lag.look()[1], "the flow has committed")
             before = {name: one.last_mb() for name, one in watched.items()}
@@ -96,7 +96,7 @@ def _behind(world: World) -> list[Any]:
     return [one for one in alert_events(world.bench)[0] if one.alert and one.alert.name == "TailraceBehind"]
 
 
-class _Lag:
+class Lag:
     """Records of the topic, and those that the flow has committed."""
 
     def __init__(self, world: World) -> None:

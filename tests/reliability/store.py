@@ -5,6 +5,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import psutil
 from tailrace_schemas.clock import monotonic_s, now_us
@@ -30,7 +31,7 @@ FAULTS = {
 
 
 class Watched:
-    """A process's memory and files, looked at twice a second, over its restarts."""
+    """A process's memory and files, over its restarts."""
 
     def __init__(self, part: Process) -> None:
         self._part = part
@@ -61,13 +62,19 @@ class Watched:
         return max((mb for at, mb in zip(self.at_s, self.rss_mb, strict=True) if at >= since_s), default=0.0)
 
 
+class Looking(Protocol):
+    """What looks at something again and again."""
+
+    def look(self) -> object: ...
+
+
 @contextmanager
-def watching(*watched: Watched) -> Iterator[None]:
-    """Looks at them in the background."""
+def watching(*watched: Looking, every_s: float = 0.5) -> Iterator[None]:
+    """Looks in the background."""
     end = threading.Event()
 
     def look() -> None:
-        while not end.wait(0.5):
+        while not end.wait(every_s):
             for one in watched:
                 one.look()
 

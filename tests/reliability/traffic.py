@@ -11,7 +11,7 @@ import sys
 import threading
 from array import array
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -66,6 +66,10 @@ class Traffic:
     """A second and service, besides those of hosts and counters."""
     ahead_us: int = 0
     """How far the event times are ahead of wall time when they are sent."""
+    speed: float = 1.0
+    """Seconds of event time in a second of wall time."""
+    shape: Sequence[float] = (1.0,)
+    """`samples` times this: the time is divided into as many equal parts."""
 
     def series(self) -> list[Series]:
         return [
@@ -107,7 +111,7 @@ class Traffic:
                     rows.append((host, rng.randrange(S), BUSY if state else CALM))
                 requests = rng.randrange(1, 20)
                 rows += [(self.hosts, 0, float(requests)), (self.hosts + 1, 0, float(requests - (rng.random() < 0.02)))]
-                for _ in range(self.samples):
+                for _ in range(round(self.samples * self.shape[second * len(self.shape) // self.seconds])):
                     rows.append((first_duration + rng.randrange(8), rng.randrange(S), rng.lognormvariate(-4, 1)))
                 for device in range(first_disk, len(series)):
                     if rng.random() < 0.01:
@@ -174,7 +178,7 @@ def main() -> None:
             if last >= 0:
                 confirm(second)
             last = second
-            never.wait(max(0.0, (traffic.start_us + second * S - traffic.ahead_us - now_us()) / S))
+            never.wait(max(0.0, (traffic.start_us + second * S / traffic.speed - traffic.ahead_us - now_us()) / S))
         producer.produce(topic, message, service.encode())
     confirm(traffic.seconds)
 

@@ -1,0 +1,139 @@
+"""A long time in a short one: event time runs faster than the clock, with faults all along. Does anything grow?"""
+
+import random
+import signal
+import threading
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from tailrace_schemas.clock import monotonic_s, now_us
+
+from tests.reliability.attack import Figure, Plot, Result, Run, attack
+from tests.reliability.store import Watched, watching
+from tests.reliability.traffic import S, Traffic
+from tests.reliability.world import Process, World, check_rows, finish, starts_on_window, why_no_kafka
+
+SPEED = 60
+"""Seconds of event time in one of wall time."""
+FAULT_S = (3.0, 6.0)
+FIRST_FAULTS = ("kill windows", "kill sender", "kill clickhouse", "pause broker")
+LATER_FAULTS = ("pause clickhouse", "kill sender", "pause broker", "pause windows")
+"""In turns. What is watched is killed in the first third only: then it is to have the time to grow."""
+WARM_UP = 1 / 2
+"""Of the time: slopes are those of what follows."""
+JUDGED_S = 900.0
+"""Slopes over less say nothing: a process that begins takes memory, and there are few points."""
+MOST_MB_AN_HOUR = 20.0
+MOST_FDS_AN_HOUR = 5.0
+
+
+@attack(
+    name="soak",
+    promise="Nothing grows with time: not memory, not open files, not the recovery directory; and every row is exact.",
+    what=f"Event time runs {SPEED} times as fast as the clock, so that 72 h take 72 minutes, with a fault (kill -9, "
+    f"SIGSTOP for 1 to 2 s) every {FAULT_S[0]:g} to {FAULT_S[1]:g} s; memory, open files and sizes are watched.",
+    unit="minutes of event time",
+    short=30,
+    long=4320,
+)
+def soak(run: Run) -> Result:
+    if missing := why_no_kafka():
+        return Result(skipped=missing)
+    rng = random.Random(run.seed)
+    # Event time ends at about now; wall time is to close none of its windows.
+    with World.of(run.directory, "soak", TAILRACE_WINDOWS__IDLE_S="600") as world:
+        flow = world.add_flow("windows", "windows")
+        seconds = run.size * 60
+        start_us = starts_on_window(now_us() - seconds * S)
+        # The sender begins at once: it waits from `now` on, not from the first sample's time.
+        ahead_us = start_us - now_us()
+        traffic = Traffic(run.seed, start_us, seconds, samples=10, ahead_us=ahead_us, speed=SPEED)
+        world.add_traffic(traffic)
+        watched = {name: Watched(world.parts[name]) for name in ("windows", "broker", "clickhouse")}
+        sizes = _Sizes(run.directory)
+        done: Counter[str] = Counter()
+        began_s = monotonic_s()
+        with watching(*watched.values()), watching(sizes, every_s=2):
+            world.until(lambda: world.bench.counters().get("samples"), "samples are counted")
+            while not world.parts["sender"].done and monotonic_s() - began_s < seconds / SPEED:
+                threading.Event().wait(rng.uniform(*FAULT_S))
+                kinds = FIRST_FAULTS if world.confirmed() < seconds / 3 else LATER_FAULTS
+                how, _, name = kinds[sum(done.values()) % len(kinds)].partition(" ")
+                if _fault(world.parts[name], how, rng):
+                    done[f"{how} {name}"] += 1
+                    if sum(done.values()) % 50 == 0:
+                        run.say(f"{sum(done.values())} faults, {world.confirmed() // 60} of {run.size} minutes sent")
+            made = finish(world, traffic)
+        took_s = monotonic_s() - began_s
+        rows = check_rows(world.bench, made)
+        assert flow.code == 0
+    slopes: dict[str, float] = {}
+    most: dict[str, float] = {}
+    for name, one in watched.items():
+        slopes[f"memory of {name}: MB an hour"] = _slope(one.at_s, one.rss_mb)
+        slopes[f"open files of {name}: an hour"] = _slope(one.at_s, one.fds)
+        most |= {f"memory of {name}: most, MB": one.most_mb(), f"open files of {name}: most": max(one.fds)}
+    slopes["recovery directory: MB an hour"] = _slope(sizes.at_s, sizes.mb["recovery"])
+    if took_s < JUDGED_S:
+        slopes = {}
+    failures = [
+        run.failure(f"{what}: {slope:.1f}")
+        for what, slope in slopes.items()
+        if slope > (MOST_FDS_AN_HOUR if "files" in what else MOST_MB_AN_HOUR)
+    ]
+    figures: dict[str, Figure] = {
+        **dict(sorted(done.items())), "samples": made.counters["samples"], "rows equal to the oracle": rows,
+        "wall time, s": took_s, "slopes": "below" if slopes else f"not judged in less than {JUDGED_S:g} s",
+        **slopes, **most, "recovery directory: most, MB": max(sizes.mb["recovery"]),
+        "database: most, MB": max(sizes.mb["clickhouse"]),
+    }  # fmt: skip
+    plots = [
+        *(one.plot(name) for name, one in watched.items()),
+        *(Plot(f"size of {name}", "s", "MB", sizes.at_s, mb) for name, mb in sizes.mb.items()),
+        Plot("open files of the window flow", "s", "files", watched["windows"].at_s,
+             [float(count) for count in watched["windows"].fds]),
+    ]  # fmt: skip
+    return Result(run.size, [run.seed], figures, failures, plots)
+
+
+def _fault(part: Process, how: str, rng: random.Random) -> bool:
+    """Whether there was something to do it to."""
+    if how == "kill":
+        return part.kill()
+    if part.pid is None:
+        return False
+    part.signal(signal.SIGSTOP)
+    threading.Event().wait(rng.uniform(1, 2))
+    part.signal(signal.SIGCONT)
+    return True
+
+
+class _Sizes:
+    """What lies on disk."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._began_s = monotonic_s()
+        self.at_s: list[float] = []
+        self.mb: dict[str, list[float]] = {"recovery": [], "clickhouse": []}
+
+    def look(self) -> None:
+        self.at_s.append(monotonic_s() - self._began_s)
+        for name, found in self.mb.items():
+            found.append(sum(_size(path) for path in (self._directory / name).rglob("*")) / 2**20)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_blocks * 512
+    except OSError:  # deleted meanwhile
+        return 0
+
+
+def _slope(at_s: list[float], values: list[float] | list[int]) -> float:
+    """An hour, after the warm-up."""
+    first = int(len(at_s) * WARM_UP)
+    if len(at_s) - first < 3:
+        return 0.0
+    return float(np.polyfit(np.array(at_s[first:]) / 3600, np.array(values[first:], dtype=float), 1)[0])
