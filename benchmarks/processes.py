@@ -6,7 +6,6 @@ The same samples each time: `even`, 128 services of 100 series, and `hot`, where
 
 import argparse
 import json
-import socket
 import subprocess
 import sys
 from contextlib import suppress
@@ -16,6 +15,7 @@ from typing import Any
 import psutil
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from tailrace_flows.settings import Settings
+from tailrace_infra.ports import free_ports
 from tailrace_infra.topics import ensure_topics
 from tailrace_schemas.clock import monotonic_s
 from tailrace_sinks.clickhouse import connect
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _measure(settings: Settings, env: dict[str, str], processes: int, samples: int) -> dict[str, float]:
-    addresses = [f"127.0.0.1:{port}" for port in _free_ports(processes)] if processes > 1 else None
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(processes)] if processes > 1 else None
     Path(env["TAILRACE_RECOVERY__DIRECTORY"]).mkdir(parents=True)
     others = {one: sum(one.cpu_times()[:2]) for one in psutil.Process().children() if one.is_running()}
     members = [
@@ -118,11 +118,3 @@ def wait_until_committed(settings: Settings, members: list[subprocess.Popen[str]
             raise RuntimeError("the flow ended, or did not read everything in time")
         consumer.poll(0.2)
     consumer.close()
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports

@@ -19,7 +19,7 @@ from confluent_kafka.admin import AdminClient
 from tailrace_schemas import clock
 from tailrace_schemas.deadletter import DeadLetter
 from tailrace_schemas.kafka_errors import SecurityWarnings
-from tailrace_sinks.kafka import about
+from tailrace_sinks.kafka import about, is_hopeless
 
 from tailrace_flows.core.config import WindowConfig
 from tailrace_flows.core.feed import Feed, Record
@@ -312,7 +312,7 @@ class _Reader(StatefulSourcePartition[Any, bytes]):
         code = error.code()
         if code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
             self.begin(*self._consumer.get_watermark_offsets(self._place, METADATA_TIMEOUT_S))
-        elif error.fatal() or code in _HOPELESS:
+        elif is_hopeless(error):
             raise about(self._partition.topic, error)
         else:
             # librdkafka goes on by itself: a broker that is away, a leader that moves.
@@ -338,17 +338,3 @@ class _Reader(StatefulSourcePartition[Any, bytes]):
     def close(self) -> None:
         self._commit(self._snapshotted)
         self._consumer.close()
-
-
-_HOPELESS = frozenset(
-    {
-        KafkaError.TOPIC_AUTHORIZATION_FAILED,
-        KafkaError.GROUP_AUTHORIZATION_FAILED,
-        KafkaError._UNKNOWN_TOPIC,
-        KafkaError._UNKNOWN_PARTITION,
-        KafkaError.UNKNOWN_TOPIC_OR_PART,
-        KafkaError._AUTHENTICATION,
-        KafkaError.SASL_AUTHENTICATION_FAILED,
-    }
-)
-"""Errors that do not pass by waiting."""

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
 import typer
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from tailrace_flows.settings import KafkaSettings, Settings
 from tailrace_schemas.alerts import AlertEvent, Command, CommandKind, time_of
 from tailrace_schemas.clock import monotonic_s, now_us
 from tailrace_schemas.cloudevents import command_message, read_event
 from tailrace_schemas.config import parse_duration
 from tailrace_sinks.clickhouse import connect
-from tailrace_sinks.kafka import KafkaWriter, about
+from tailrace_sinks.kafka import KafkaWriter, about, is_hopeless
 
 from tailrace_infra.errors import EXPECTED, kafka_reason, reason
 from tailrace_infra.output import Format, write_rows
@@ -262,11 +262,6 @@ def _command(
     complain(f"{event.transition}: {event.alert.name if event.alert else alert}")
 
 
-_HOPELESS: Final = frozenset(
-    {KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED}
-)
-
-
 class _EventTail:
     """Reads the alerts topic from where it ends when this is made."""
 
@@ -290,7 +285,7 @@ class _EventTail:
             for message in self._consumer.consume(100, 0.1):
                 error = message.error()
                 if error is not None:
-                    if error.fatal() or error.code() in _HOPELESS:
+                    if is_hopeless(error):
                         raise about(self._topic, error)
                     continue  # librdkafka goes on by itself
                 with suppress(ValueError):  # not an event: the flow makes it a dead letter

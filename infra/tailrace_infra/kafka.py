@@ -36,6 +36,8 @@ from confluent_kafka.admin import AdminClient
 from tailrace_flows.private_files import open_private, private_directory, write_private
 from tailrace_schemas.clock import monotonic_s
 
+from tailrace_infra.ports import free_port, free_ports
+
 __all__ = [
     "KAFKA_VERSION", "KafkaServerError", "RunningKafka", "cache", "copy_dependencies", "fetch_jars", "find_jars",
     "find_java", "running_kafka", "start", "status", "stop",
@@ -262,14 +264,15 @@ def _only_one_start(data_dir: Path) -> Iterator[None]:
 
 def _usable_port(port: int) -> int:
     """The port, or a free one for 0; `KafkaServerError` when it is taken."""
+    if port == 0:
+        return free_port()
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Kafka does: TIME_WAIT is no obstacle
         try:
             probe.bind(("127.0.0.1", port))
         except (OSError, OverflowError) as error:
             raise KafkaServerError(f"Kafka cannot listen on 127.0.0.1:{port}: {error}") from error
-        free: int = probe.getsockname()[1]
-    return free
+    return port
 
 
 def _write_config(data_dir: Path, port: int, properties: Mapping[str, str]) -> Path:
@@ -280,7 +283,7 @@ def _write_config(data_dir: Path, port: int, properties: Mapping[str, str]) -> P
             f"{', '.join(refused)}: set by Tailrace itself, since it must know the address and the data"
         )
     # The controller's port is nobody else's business and may change at each start.
-    controller = _usable_port(0)
+    controller = next(one for one in free_ports(2) if one != port)
     config = {
         "process.roles": "broker,controller",
         "node.id": "1",

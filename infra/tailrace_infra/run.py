@@ -6,7 +6,6 @@ from the environment, so that no secret stands in an argument list.
 
 import argparse
 import logging
-import socket
 import subprocess
 import sys
 import threading
@@ -31,6 +30,7 @@ from tailrace_infra.check import check_kafka
 from tailrace_infra.child import Child, ChildError, announce_ready, exit_with_parent, start_child
 from tailrace_infra.errors import reason
 from tailrace_infra.logs import configure_logging
+from tailrace_infra.ports import free_ports
 from tailrace_infra.signals import StopSignal
 
 __all__ = ["FlowError", "names_of", "run_flow"]
@@ -143,7 +143,7 @@ def _run_cluster(flow: str, processes: int, duration_s: float | None, held: int)
     `held`: the lock's file, which they inherit: if this process is killed, they take seconds to end, and are not alone
     on their state if the next start does not wait for them.
     """
-    addresses = ",".join(f"127.0.0.1:{port}" for port in _free_ports(processes))
+    addresses = ",".join(f"127.0.0.1:{port}" for port in free_ports(processes))
     duration = [] if duration_s is None else ["--duration", str(duration_s)]
     children: list[Child] = []
     with StopSignal() as stop:
@@ -171,14 +171,6 @@ def _code(child: Child) -> int:
         return child.process.wait(STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         return child.stop(0)
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def main() -> None:

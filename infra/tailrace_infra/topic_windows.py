@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 from tailrace_schemas.clock import monotonic_s
 from tailrace_schemas.rows import WindowRows, decode_window_rows
-from tailrace_sinks.kafka import about
+from tailrace_sinks.kafka import about, is_hopeless
 
 from tailrace_infra.broker import is_embedded
 
@@ -161,7 +161,7 @@ class TopicWindows:
         code = error.code()
         if code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
             raise TopicWindowsError("the broker deleted records before they were read: start it again")
-        if code != KafkaError._PARTITION_EOF and (error.fatal() or code in _HOPELESS):
+        if code != KafkaError._PARTITION_EOF and is_hopeless(error):
             raise about(self._topic, error)
         # Else librdkafka goes on by itself, and SILENCE_S is the limit.
 
@@ -212,15 +212,3 @@ class TopicWindows:
 def _merged(batches: list[Any]) -> Any:
     (one,) = pa.Table.from_batches(batches).combine_chunks().to_batches()
     return one
-
-
-_HOPELESS: Final = frozenset(
-    {
-        KafkaError.TOPIC_AUTHORIZATION_FAILED,
-        KafkaError._UNKNOWN_TOPIC,
-        KafkaError._UNKNOWN_PARTITION,
-        KafkaError.UNKNOWN_TOPIC_OR_PART,
-        KafkaError._AUTHENTICATION,
-        KafkaError.SASL_AUTHENTICATION_FAILED,
-    }
-)

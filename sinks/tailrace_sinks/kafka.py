@@ -2,12 +2,12 @@
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from tailrace_schemas.kafka_errors import SecurityWarnings
 
-__all__ = ["KafkaWriter", "StoppedError", "about"]
+__all__ = ["KafkaWriter", "StoppedError", "about", "is_hopeless"]
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +19,24 @@ class StoppedError(Exception):
 def about(topic: str, error: KafkaError) -> KafkaException:
     """The exception for an error that Kafka gives without the topic that it is about."""
     return KafkaException(KafkaError(error.code(), f"topic {topic}: {error.str()}"))
+
+
+def is_hopeless(error: KafkaError) -> bool:
+    """Whether it does not pass by waiting; after any other, librdkafka goes on by itself."""
+    return error.fatal() or error.code() in _HOPELESS
+
+
+_HOPELESS: Final = frozenset(
+    {
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError._UNKNOWN_TOPIC,
+        KafkaError._UNKNOWN_PARTITION,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError._AUTHENTICATION,
+        KafkaError.SASL_AUTHENTICATION_FAILED,
+    }
+)
 
 
 class KafkaWriter:

@@ -11,6 +11,7 @@ from tailrace_flows.core.alerting.burn import Stored
 from tailrace_flows.core.alerting.evaluator import EVALUATORS, Findings
 from tailrace_flows.core.alerting.units import SloUnit
 from tailrace_flows.settings import Settings
+from tailrace_infra.ports import free_port
 from tailrace_schemas.clock import now_us
 from tailrace_schemas.config import load, record_of
 from tailrace_schemas.config.slo import SloSpec
@@ -19,7 +20,6 @@ from tailrace_schemas.samples import Series
 
 from tests.flows.alerting.rows import Row, S, batch_of
 from tests.infra.waiting import eventually
-from tests.producers.servers import free_port
 
 CONFIG = """
 groups: [{name: g, rules: [{alert: Failing, metric: failed, aggregate: increase, op: gt, threshold: 3, by: [service]}]}]

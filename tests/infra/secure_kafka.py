@@ -26,9 +26,9 @@ from confluent_kafka.admin import (
 )
 from cryptography.hazmat.primitives import serialization
 from tailrace_infra import kafka as kafka_server
+from tailrace_infra.ports import free_port
 
 from tests.infra.waiting import eventually
-from tests.sinks.faults import free_port
 
 __all__ = ["ADMIN", "Acl", "Certificates", "SecureKafka", "secure_kafka"]
 

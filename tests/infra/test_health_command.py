@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tailrace_flows.settings import KafkaSettings
 from tailrace_infra.health_command import checks_of
+from tailrace_infra.ports import free_port
 from tailrace_producers.health import run_check
 from tailrace_schemas.config import load
 from tailrace_schemas.config.health import HealthCheck
@@ -16,7 +17,7 @@ from tailrace_schemas.config.health import HealthCheck
 from tests.infra.command import COMMAND, tailrace
 from tests.infra.waiting import eventually
 from tests.producers.reading import read_topic, samples_of
-from tests.producers.servers import free_port, talking
+from tests.producers.servers import talking
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nup"
 

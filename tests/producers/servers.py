@@ -11,18 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tailrace_infra.ports import free_port
 
 from tests.infra.waiting import eventually
 
-__all__ = ["free_port", "postgresql_server", "redis_server", "talking"]
-
-
-def free_port() -> int:
-    """A port on which nothing listens, most likely."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+__all__ = ["postgresql_server", "redis_server", "talking"]
 
 
 def listens(port: int) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from tailrace_infra.child import start_child
+from tailrace_infra.ports import free_port
 from tailrace_producers.health import (
     Check,
     Probe,
@@ -36,7 +37,7 @@ from tailrace_schemas.clock import monotonic_s
 
 from tests.infra.waiting import eventually, gone
 from tests.producers.reading import read_topic, samples_of
-from tests.producers.servers import free_port, postgresql_server, redis_server, talking
+from tests.producers.servers import postgresql_server, redis_server, talking
 
 HEALTHY = (Status.HEALTHY, "")
 

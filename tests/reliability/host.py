@@ -14,13 +14,14 @@ from typing import Any
 
 import psutil
 from tailrace_infra.kafka import start, stop
+from tailrace_infra.ports import free_port
 from tailrace_infra.topics import ensure_topics
 from tailrace_producers import Telemetry
 from tailrace_schemas.clock import monotonic_s
 from tailrace_schemas.topics import Topics
 
 from tests.reliability.attack import Figure, Result, Run, attack
-from tests.reliability.world import free_port, python, why_no_kafka
+from tests.reliability.world import python, why_no_kafka
 from tests.system.proxy import Mode, proxy_to_kafka
 
 BATCH, PAUSE_S = 100, 0.01

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tailrace_infra import kafka
+from tailrace_infra.ports import free_port
 
-from tests.reliability.world import Process, free_port
+from tests.reliability.world import Process
 
 __all__ = ["Node", "nodes"]
 

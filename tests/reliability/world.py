@@ -4,8 +4,6 @@ The oracle is worked out from what Kafka has confirmed, which is read back from 
 """
 
 import os
-import random
-import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +22,7 @@ from confluent_kafka import KafkaException, Message
 from confluent_kafka.admin import AdminClient
 from tailrace_flows.config_topic import publish
 from tailrace_infra import kafka
+from tailrace_infra.ports import free_port
 from tailrace_schemas.alerts import AlertEvent
 from tailrace_schemas.clock import monotonic_s
 from tailrace_schemas.cloudevents import read_event, read_notification
@@ -39,7 +38,7 @@ from tests.system.workload import Workload, assert_same, expected_rows, stored_r
 
 __all__ = [
     "Broker", "Process", "World", "alert_events", "check_alerts", "check_notifications", "check_objective",
-    "check_rows", "configure", "counters_of_windows", "delivered", "finish", "free_port", "notifications", "python",
+    "check_rows", "configure", "counters_of_windows", "delivered", "finish", "notifications", "python",
     "starts_on_window", "told", "why_no_kafka",
 ]  # fmt: skip
 
@@ -449,14 +448,6 @@ def _await_brokers(addresses: str, count: int) -> None:
                 return
         assert monotonic_s() < deadline_s, f"no {count} brokers at {addresses}"
         threading.Event().wait(0.2)
-
-
-def free_port() -> int:
-    """Of those that the kernel gives to no outgoing connection: what is killed is to have it again."""
-    while True:
-        port = random.SystemRandom().randrange(15_000, 32_000)
-        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
 
 
 def _await_http(port: int, process: Process) -> None:

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote_plus, urlsplit
 
-__all__ = ["Answer", "CutAfter", "CutBefore", "CutDuring", "Hang", "Proxy", "free_port", "proxy_to"]
+__all__ = ["Answer", "CutAfter", "CutBefore", "CutDuring", "Hang", "Proxy", "proxy_to"]
 
 
 @dataclass(frozen=True)
@@ -131,10 +131,3 @@ def proxy_to(url: str, port: int = 0) -> Iterator[Proxy]:
         server.shutdown()
         thread.join()
         server.server_close()
-
-
-def free_port() -> int:
-    """A port on which nothing listens."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port

@@ -11,13 +11,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from tailrace_flows.settings import ClickHouseSettings
+from tailrace_infra.ports import free_port
 from tailrace_schemas.rows import COUNTERS, EVENTS, WINDOW_ROWS
 from tailrace_sinks.clickhouse import ClickHouseWriter, WriteRejectedError, connect
 from tailrace_sinks.kafka import StoppedError
 from tailrace_sinks.migrate import migrate
 
 from tests.sinks.conftest import start_clickhouse
-from tests.sinks.faults import Answer, CutAfter, CutBefore, CutDuring, Hang, free_port, proxy_to
+from tests.sinks.faults import Answer, CutAfter, CutBefore, CutDuring, Hang, proxy_to
 from tests.sinks.storage import START_S, Row, Storage, batch, distribution, row
 
 TOO_MANY_PARTS = Answer(500, 252, "Code: 252. DB::Exception: Too many parts (3000). (TOO_MANY_PARTS)")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tailrace_infra.ports import free_port
 from tailrace_schemas.clock import monotonic_s
 
 from tests.infra.waiting import eventually
-from tests.producers.servers import free_port
 from tests.system.harness import Bench, bench
 from tests.system.workload import Workload, assert_same, expected_rows, make_workload, stored_rows
 
