@@ -128,6 +128,16 @@ def test_a_stream_that_is_forgotten_unclosed_is_written_first() -> None:
     assert versions(machine, 10, 0) == versions(machine, 60, 0) == [1]
 
 
+def test_a_backfill_that_is_forgotten_has_been_counted_first() -> None:
+    w = Writer(stream="backfill")
+    machine = Machine([[w.batch((1, 1.0)), w.batch((2, 1.0), (3, 1.0))]], CONFIG)
+    machine.poll(0, 1)  # and its count is written
+    machine.poll(0, 1)
+    machine.wait(DAY_S)  # and nobody was called in between: the machine slept, or its clock leapt
+    machine.finish()
+    assert machine.counters == {("shard 55", "cart", "backfill", Count.SAMPLES): 3}
+
+
 def test_streams_are_forgotten_one_by_one_a_day_after_each_one_s_last_sample() -> None:
     first = "service-0"
     second = next(name for name in map("service-{}".format, range(1, 10_000)) if shard_of(name) == shard_of(first))

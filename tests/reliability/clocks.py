@@ -3,13 +3,14 @@
 import traceback
 from bisect import bisect_right
 from collections import Counter
-from itertools import count
+from itertools import chain, count
 from random import Random
 
 from tailrace_flows.core.counters import Count
 
 from tests.flows.machine import S
 from tests.reliability.attack import Result, Run, attack
+from tests.reliability.seeds import failed_before
 from tests.reliability.windows import MODES, Plan, World, judge_live
 
 __all__ = ["play"]
@@ -103,10 +104,10 @@ def play(seed: int) -> tuple[int, Counter[str]]:
     long=1_000_000,
 )
 def host_clock(run: Run) -> Result:
-    """Worlds until there are enough steps."""
+    """Worlds until there are enough steps: those that failed before, then run.seed and those after it."""
     result = Result()
     done: Counter[str] = Counter()
-    for seed in count(run.seed):
+    for seed in chain(failed_before(run.name), count(run.seed)):
         if result.runs >= run.size:
             break
         result.seeds.append(seed)

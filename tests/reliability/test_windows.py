@@ -12,6 +12,6 @@ def test_every_row_and_counter_is_what_exact_computation_gives(seed: int) -> Non
     play(seed)
 
 
-@pytest.mark.parametrize("seed", range(1, 7))
+@pytest.mark.parametrize("seed", [*failed_before("host_clock"), *range(1, 7)])
 def test_a_clock_that_steps_back_makes_nothing_late(seed: int) -> None:
     clocks.play(seed)

@@ -127,18 +127,20 @@ class Shard:
 
     def on_time(self, now_us: int) -> Output:
         """At `next_us`: corrections and counters that are due; forgets streams that have been silent for a day."""
-        blocks: list[Block] = []
-        if self._forget_due_us is not None and now_us >= self._forget_due_us:
-            for name in [n for n, entry in self._streams.items() if now_us - entry.seen_us >= FORGET_US]:
-                entry = self._streams.pop(name)
-                self._series -= entry.series
-                blocks += entry.table.end()  # mostly there is nothing left in it
-                if name[1]:
-                    self._counters.forget(*name)
-            oldest_us = min((entry.seen_us for entry in self._streams.values()), default=None)
-            self._forget_due_us = oldest_us + FORGET_US if oldest_us is not None else None
+        if self._forget_due_us is None or now_us < self._forget_due_us:
+            return self.on_items((), now_us)
+        self._counters_due_us = now_us  # what is forgotten must have been told
         output = self.on_items((), now_us)
-        return output._replace(blocks=blocks + output.blocks)
+        blocks = list(output.blocks)
+        for name in [n for n, entry in self._streams.items() if now_us - entry.seen_us >= FORGET_US]:
+            entry = self._streams.pop(name)
+            self._series -= entry.series
+            blocks += entry.table.end()  # mostly there is nothing left in it
+            if name[1]:
+                self._counters.forget(*name)
+        oldest_us = min((entry.seen_us for entry in self._streams.values()), default=None)
+        self._forget_due_us = oldest_us + FORGET_US if oldest_us is not None else None
+        return output._replace(blocks=blocks)
 
     def on_end(self, now_us: int) -> Output:
         """A drain: open windows as they stand, whole, and the counters. The state stays as it is."""
