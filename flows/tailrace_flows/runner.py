@@ -5,6 +5,7 @@ ignores SIGINT while it waits for the other processes of its cluster.
 """
 
 import ctypes
+import errno
 import fcntl
 import gc
 import logging
@@ -26,7 +27,7 @@ from tailrace_sinks.kafka import StoppedError
 from tailrace_flows.private_files import check_owned, open_private, private_directory
 from tailrace_flows.settings import Settings
 
-__all__ = ["DamagedError", "LockedError", "is_locked", "lock", "prepare_recovery", "run"]
+__all__ = ["DamagedError", "LockedError", "is_locked", "lock", "no_space", "prepare_recovery", "run"]
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +99,7 @@ def prepare_recovery(directory: Path, *, shared_out: bool = False) -> RecoveryCo
         DamagedError: a file of it is missing, torn or truncated.
         ExposedError: others can write into the directory. The state is pickled: who writes it runs code as us.
         OSError: the directory cannot be made.
+        whatever `no_space` knows: the disk is full.
     """
     check_owned(private_directory(directory))
     with (directory / "making").open("a+") as making:
@@ -129,7 +131,11 @@ def _check_whole(directory: Path, shared_out: bool) -> None:
             with closing(sqlite3.connect(path, timeout=30)) as database:
                 found = [row[0] for row in database.execute("PRAGMA quick_check")]
                 tables = database.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'").fetchone()[0]
+                # On a disk that was full its last one came to the header only, which then looks like a file cut short.
+                database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         except sqlite3.DatabaseError as error:
+            if no_space(error):
+                raise
             raise DamagedError(f"{path} is damaged ({error}): {advice}") from error
         # The header's page size and count: pages that are still in a write-ahead log are not in it.
         with path.open("rb") as file:
@@ -138,6 +144,21 @@ def _check_whole(directory: Path, shared_out: bool) -> None:
         if found != ["ok"] or not tables or path.stat().st_size < pages * page_bytes:
             what = found[0] if found != ["ok"] else "its end is missing" if tables else "it is empty"
             raise DamagedError(f"{path} is damaged ({what}): {advice}")
+
+
+def no_space(error: BaseException) -> bool:
+    """Whether an error, or one that it came from, is that the disk of the recovery directory is full.
+
+    The engine ends in a panic then, of which only the text is left.
+    """
+    one: BaseException | None = error
+    while one is not None:
+        if isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "database or disk is full" in str(one) or "code: DiskFull" in str(one):
+            return True
+        one = one.__cause__ or one.__context__
+    return False
 
 
 def keep_freed_memory() -> None:

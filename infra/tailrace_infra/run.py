@@ -73,18 +73,24 @@ def run_flow(
 
     Raises:
         LockedError: another instance uses the recovery directory.
-        FlowError: the flow failed, or Kafka does not answer.
+        FlowError: the flow failed, Kafka does not answer, or the recovery directory's disk is full.
     """
     # Here, because the engine would take half a minute to notice, and put a panic of its own before our message.
     private_umask()
     found = check_kafka(settings)
     if not found.ok:
         raise FlowError(found.detail)
-    with runner.lock(recovery_of(flow, settings)) as held:
-        if processes == 1:
-            _run_here(flow, settings, 0, None, duration_s, ready)
-        else:
-            _run_cluster(flow, processes, duration_s, held)
+    directory = recovery_of(flow, settings)
+    try:
+        with runner.lock(directory) as held:
+            if processes == 1:
+                _run_here(flow, settings, 0, None, duration_s, ready)
+            else:
+                _run_cluster(flow, processes, duration_s, held)
+    except OSError as error:
+        if not runner.no_space(error):  # for the lock, which is a file too
+            raise
+        raise FlowError(explain(error, settings, directory)) from error
 
 
 def _run_here(
@@ -105,7 +111,7 @@ def _run_here(
             duration_s=duration_s, ready=ready,
         )  # fmt: skip
     except Exception as error:
-        raise FlowError(explain(error, settings)) from error
+        raise FlowError(explain(error, settings, recovery_of(flow, settings))) from error
 
 
 def _roll_up(settings: Settings) -> None:
@@ -121,8 +127,17 @@ def _roll_up(settings: Settings) -> None:
             log.info("rollup: %d hours and days", merged)
 
 
-def explain(error: BaseException, settings: Settings) -> str:
-    """The root of a chain of errors, in a sentence that says what to do where that is known."""
+def explain(error: BaseException, settings: Settings, directory: Path) -> str:
+    """The root of a chain of errors, in a sentence that says what to do where that is known.
+
+    `directory`: of the flow's state.
+    """
+    if runner.no_space(error):
+        return (
+            f"no space left on the disk of the recovery directory {directory.resolve()}: free some and start again, or "
+            "stop, move the directory to another disk and set recovery.directory; what is in it is whole, and the flow "
+            "goes on from there"
+        )
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(cause)

@@ -21,8 +21,14 @@ from tests.reliability.attack import Result, Run, attack
 from tests.reliability.traffic import Traffic
 from tests.reliability.world import World, check_rows, finish, python, starts_on_window, why_no_kafka
 
+__all__ = ["Disk", "why_no_namespaces"]
+
 SIZES_MB = {"recovery": 32, "clickhouse": 256, "broker": 192}
-TOLD = re.compile(r"no space left|not_enough_space|not enough space|disk is full|disk full", re.IGNORECASE)
+TOLD = {
+    "recovery": re.compile("no space left on the disk of the recovery directory"),
+    "clickhouse": re.compile("not_enough_space|not enough space|no space left", re.IGNORECASE),
+    "broker": re.compile("no space left", re.IGNORECASE),
+}
 FULL_S = (3.0, 8.0)
 """How long a disk stays full after it was told of."""
 
@@ -42,7 +48,7 @@ PER_DISK_S = 25
     long=30,
 )
 def disk_full(run: Run) -> Result:
-    if missing := why_no_kafka() or _why_no_namespaces():
+    if missing := why_no_kafka() or why_no_namespaces():
         return Result(skipped=missing)
     inside = python("-m", "tests.reliability.disks", str(run.directory), str(run.size), str(run.seed))
     done = subprocess.run(["unshare", "-rm", *inside], capture_output=True, text=True, check=False, timeout=3600)
@@ -51,7 +57,8 @@ def disk_full(run: Run) -> Result:
     return Result(run.size, [run.seed], json.loads(done.stdout))
 
 
-def _why_no_namespaces() -> str:
+def why_no_namespaces() -> str:
+    """Why no file system can be mounted for a process alone; empty: it can."""
     if not shutil.which("unshare"):
         return "unshare (util-linux) is needed"
     tried = subprocess.run(
@@ -61,7 +68,7 @@ def _why_no_namespaces() -> str:
     return f"no mount namespaces here: {tried.stderr.strip()}" if tried.returncode else ""
 
 
-class _Disk:
+class Disk:
     """A file system of its own, and what fills it up."""
 
     def __init__(self, path: Path, size_mb: int) -> None:
@@ -87,7 +94,7 @@ class _Disk:
 def _attack(directory: Path, size: int, seed: int) -> dict[str, Any]:
     rng = random.Random(seed)
     places = {"recovery": "recovery-disk", "clickhouse": "clickhouse", "broker": "kafka/logs"}
-    disks = {name: _Disk(directory / place, SIZES_MB[name]) for name, place in places.items()}
+    disks = {name: Disk(directory / place, SIZES_MB[name]) for name, place in places.items()}
     order = [name for _ in range(-(-size // len(disks))) for name in rng.sample(list(disks), len(disks))][:size]
     with World.of(directory, "disks") as world:
         recovery = str(directory / "recovery-disk" / "state")
@@ -107,7 +114,7 @@ def _attack(directory: Path, size: int, seed: int) -> dict[str, Any]:
             def told(name: str = name, read: int = read) -> str:
                 disks[name].fill()
                 lines = logs[name].read_bytes()[read:].decode(errors="replace").splitlines()
-                return next((line for line in lines if TOLD.search(line)), "")
+                return next((line for line in lines if TOLD[name].search(line)), "")
 
             said[name] = world.until(told, f"the log tells that the disk of {name} is full", 60)
             end_s = monotonic_s() + rng.uniform(*FULL_S)
