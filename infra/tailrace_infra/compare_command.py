@@ -93,11 +93,11 @@ def compare_event(
     query = _POINTS.format(figure=figure, view="windows" if step_s == 10 else "windows_1m")
     parameters = {
         "service": service, "stream": stream, "metric": metric, "since": int(at_s - seconds),
-        "until": int(at_s + settle_s + seconds), "limit": SERIES_MAX,
+        "until": int(at_s + settle_s + seconds), "limit": SERIES_MAX + 1,
     }  # fmt: skip
     _, series = ask(data_dir, query, parameters)
     changes = []
-    for name, labels, unit, kind, times, values in series:
+    for name, labels, unit, kind, times, values in series[:SERIES_MAX]:
         before = [value for time, value in zip(times, values, strict=True) if time + step_s <= at_s]
         after = [value for time, value in zip(times, values, strict=True) if time >= at_s + settle_s]
         change = compare(before, after)
@@ -114,6 +114,8 @@ def compare_event(
         f"{what} at {moment:%Y-%m-%d %H:%M:%S} UTC: {sure} of {len(changes)} series changed "
         f"({duration_text(seconds)} before and after)"
     )
+    if len(series) > SERIES_MAX:
+        complain(f"only the first {SERIES_MAX:,} series, by metric and labels, were compared: --metric narrows it down")
 
 
 def _row(change: Change, series: tuple[str, dict[str, str], str], points: str) -> tuple[Any, ...]:

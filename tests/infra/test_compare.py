@@ -7,6 +7,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from tailrace_infra import compare_command
+from tailrace_infra.cli import complete_app
+from typer.testing import CliRunner
 
 from tests.infra.command import embedded, tailrace
 
@@ -81,3 +84,18 @@ def test_what_cannot_be_compared_is_said(shop: tuple[dict[str, str], Samples]) -
     done = tailrace("anomalies", "compare", "-s", "shop", "--at", "noon", environment=environment)
     assert done.returncode == 2
     assert "'noon' is no time" in done.stderr
+
+
+def test_series_that_were_left_out_are_said(
+    shop: tuple[dict[str, str], Samples], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TAILRACE_CLICKHOUSE__URL", shop[0]["TAILRACE_CLICKHOUSE__URL"])
+    arguments = ["anomalies", "compare", "-s", "shop", "--event", "deploy", "--all", "--format", "json"]
+    monkeypatch.setattr(compare_command, "SERIES_MAX", 3)  # the event is one
+    done = CliRunner().invoke(complete_app(), arguments)
+    assert len(json.loads(done.stdout)) == 2
+    assert "only the first 3 series" in done.stderr
+    monkeypatch.setattr(compare_command, "SERIES_MAX", 4)
+    done = CliRunner().invoke(complete_app(), arguments)
+    assert len(json.loads(done.stdout)) == 3
+    assert "only the first" not in done.stderr
