@@ -20,6 +20,7 @@ from tailrace_sinks.kafka import KafkaWriter, about, is_hopeless
 
 from tailrace_infra.errors import EXPECTED, kafka_reason, reason
 from tailrace_infra.output import Format, write_rows
+from tailrace_infra.visible import json_visible
 
 __all__ = ["ask", "register"]
 
@@ -189,7 +190,7 @@ def watch(
     try:
         with _EventTail(kafka) as tail:
             for event in tail.events(duration):
-                sys.stdout.write(event.model_dump_json() + "\n")
+                sys.stdout.write(json_visible(event.model_dump_json()) + "\n")
                 sys.stdout.flush()
     except KafkaException as error:
         fail(kafka_reason(kafka, error))

@@ -34,6 +34,7 @@ from tailrace_sinks.stored_windows import stored_windows
 from tailrace_infra.errors import EXPECTED, kafka_reason, reason
 from tailrace_infra.sql import SqlError, server
 from tailrace_infra.topic_windows import TopicWindows, TopicWindowsError
+from tailrace_infra.visible import visible
 
 __all__ = ["read_incidents", "register"]
 
@@ -198,7 +199,8 @@ def _read(paths: Sequence[Path], options: ReplayOptions, metrics: set[str], adva
             advance(done + position)
         bad.finish()
         for line in bad.examples:
-            stderr.print(f"{path}: line {line.line}: {line.reason}: {line.text}", style="yellow", markup=False)
+            shown = visible(f"{path}: line {line.line}: {line.reason}: {line.text}", one_line=True)
+            stderr.print(shown, style="yellow", markup=False)
         if bad.total:
             stderr.print(f"{path}: {bad.total:,} of {bad.lines:,} lines left out", style="yellow", markup=False)
         done += source.size
@@ -247,7 +249,7 @@ def _judge_topic(
     except TopicWindowsError as error:
         raise TopicWindowsError(f"--topic {topic}: {error}") from error
     for example in found.examples:
-        stderr.print(example, style="yellow", markup=False, soft_wrap=True)
+        stderr.print(visible(example), style="yellow", markup=False, soft_wrap=True)
     if found.unreadable:
         stderr.print(f"{topic}: {found.unreadable:,} of {found.records:,} records left out", style="yellow")
     if found.clipped:

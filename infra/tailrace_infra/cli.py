@@ -16,6 +16,7 @@ from tailrace_flows.settings import load_settings as read_settings
 from tailrace_infra.logs import configure_logging
 from tailrace_infra.output import Format, write_rows
 from tailrace_infra.stack import CLICKHOUSE_PORT, names_servers, running_endpoints
+from tailrace_infra.visible import visible
 
 __all__ = ["app", "run_app"]
 
@@ -62,8 +63,8 @@ def _main(
 
 
 def complain(message: str) -> None:
-    """Prints a message on stderr, as it is."""
-    stderr.print(Text("tailrace: ", "red").append(message, "default"), soft_wrap=True)
+    """Prints a message on stderr; what a terminal would obey in it is shown."""
+    stderr.print(Text("tailrace: ", "red").append(visible(message), "default"), soft_wrap=True)
 
 
 def fail(message: str) -> NoReturn:

@@ -10,6 +10,7 @@ from tailrace_producers.io_report import CacheLine, IoReport, OperationLine
 from tailrace_infra.cli import DATA_DIR, DataDir, fail, load_settings
 from tailrace_infra.exec_command import HELP, main
 from tailrace_infra.sql import SqlError, query_rows
+from tailrace_infra.visible import json_visible, visible
 
 __all__ = ["register"]
 
@@ -90,4 +91,5 @@ def io_report(
     except SqlError as error:
         fail(str(error))
     source = f"service {service}" if service else "all services"
-    typer.echo(IoReport(source, minutes * 60.0, operations, caches).render(format.value))
+    shown = json_visible if format is ReportChoice.JSON else visible
+    typer.echo(shown(IoReport(source, minutes * 60.0, operations, caches).render(format.value)))

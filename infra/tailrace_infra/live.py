@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tailrace_infra.overview import Active, Anomaly, Gauge, Objective, Overview, Top
+from tailrace_infra.visible import visible
 
 __all__ = ["human_rate", "human_value", "line", "screen"]
 
@@ -122,6 +123,11 @@ def screen(overview: Overview, rate: float, where: str, height: int = 40) -> Ren
     return Group(head, *said, Panel(_gauges(gauges), title="host"), _top(top))
 
 
+def _shown(text: str, style: str = "") -> Text:
+    """Names, attributes and descriptions are texts of others: one line, with nothing that a terminal obeys."""
+    return Text(visible(text, one_line=True), style)
+
+
 SHADES = {"critical": "bold red", "error": "red", "warning": "yellow", "info": "cyan"}
 
 
@@ -136,7 +142,9 @@ def _alerts(alerts: list[Active]) -> RenderableType | None:
     table.add_column(overflow="ellipsis", no_wrap=True, ratio=1)
     for one, (severity, name, age) in zip(alerts, rows, strict=True):
         state = "" if one.status == "active" else f"{one.status}: "
-        table.add_row(Text(severity, SHADES.get(severity, "")), Text(name, "bold"), age, Text(state + one.description))
+        table.add_row(
+            Text(severity, SHADES.get(severity, "")), Text(name, "bold"), age, _shown(state + one.description)
+        )
     return Panel(table, title="alerts", border_style=SHADES.get(alerts[0].severity, ""))
 
 
@@ -145,12 +153,12 @@ def _anomalies(anomalies: list[Anomaly]) -> RenderableType | None:
     if not anomalies:
         return None
     table = Table.grid(padding=(0, 1), expand=True)
-    rows = [(one.service, one.detector, human_age(one.seconds)) for one in anomalies]
+    rows = [(_shown(one.service), one.detector, human_age(one.seconds)) for one in anomalies]
     for column in zip(*rows, strict=True):
         table.add_column(no_wrap=True, overflow="ellipsis", max_width=max(map(len, column)))
     table.add_column(overflow="ellipsis", no_wrap=True, ratio=1)
     for one, (service, detector, age) in zip(anomalies, rows, strict=True):
-        table.add_row(Text(service), Text(detector, "bold"), age, Text(one.reason))
+        table.add_row(service, Text(detector, "bold"), age, _shown(one.reason))
     return Panel(table, title="anomalies of the last 15 minutes", border_style="cyan")
 
 
@@ -171,7 +179,7 @@ def _objectives(objectives: list[Objective], health: Mapping[str, str]) -> Rende
         burn = "" if one.burn_rate_1h is None else f", burning at {one.burn_rate_1h:.3g}"
         table.add_row(Text(one.name), bar, Text(f"{left:.1%}", shade), f"of the budget left{burn}")
     shades = {"degraded": "yellow", "unhealthy": "red"}
-    ill = [Text(f"{name} {status}", shades[status]) for name, status in health.items() if status in shades]
+    ill = [_shown(f"{name} {status}", shades[status]) for name, status in health.items() if status in shades]
     well = len(health) - len(ill)
     fares = Text("  ", overflow="ellipsis", no_wrap=True).join([*ill, Text(f"{well} healthy", "green" if well else "")])
     fares.no_wrap, fares.overflow = True, "ellipsis"
@@ -203,7 +211,7 @@ def _gauges(gauges: list[Gauge]) -> RenderableType:
         bar = ProgressBar(
             total=1.0, completed=min(1.0, gauge.value), width=30, complete_style=shade, finished_style=shade
         )
-        table.add_row(Text(f"{name} {of}".strip()), bar, Text(f"{gauge.value:.0%}", shade))
+        table.add_row(_shown(f"{name} {of}".strip()), bar, Text(f"{gauge.value:.0%}", shade))
     return table
 
 
@@ -222,6 +230,6 @@ def _top(top: list[Top]) -> Table:
             width = max([len(name), *(len(row[number]) for row in rows)])
             table.add_column(name, justify="right", no_wrap=True, width=width)
     for row in rows:
-        cells = [Text(cell) for cell in row]
+        cells = [_shown(cell) for cell in row]
         table.add_row(*(cells if len(table.columns) == len(cells) else cells[:2] + cells[3:]))
     return table

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tailrace_infra.visible import visible
+from tailrace_infra.visible import json_visible, visible
 
 __all__ = ["TABLE_ROWS_MAX", "Format", "write_rows"]
 
@@ -43,8 +43,9 @@ def write_rows(columns: Sequence[str], rows: Iterable[Sequence[Any]], format: Fo
         return
     elif format is Format.CSV:
         writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows([_text(value) for value in row] for row in rows)
+        shown = visible if sys.stdout.isatty() else str  # a file or a program gets every character as it is
+        writer.writerow(map(shown, columns))
+        writer.writerows([shown(_text(value)) for value in row] for row in rows)
     else:
         _write_table(columns, rows)
 
@@ -55,7 +56,7 @@ def _write_json(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     sys.stdout.write("[")
     for row in rows:
         one = dict(zip(columns, map(_plain, row), strict=True))
-        sys.stdout.write(before + json.dumps(one, ensure_ascii=False, allow_nan=False))
+        sys.stdout.write(before + json_visible(json.dumps(one, ensure_ascii=False, allow_nan=False)))
         before = ",\n"
     sys.stdout.write("\n]\n" if before == ",\n" else "]\n")
 

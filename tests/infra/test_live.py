@@ -72,6 +72,19 @@ def test_alerts_objectives_and_health_fit_too_the_gravest_first(width: int, heig
     assert "anomaly=http-p99(shop)" in line(overview, 1.0)
 
 
+def test_control_characters_of_names_and_attributes_reach_no_terminal() -> None:
+    evil = "evil\x1b]0;owned\x07\x9b2J\u202e\nline"
+    overview = Overview(
+        [Gauge("system.filesystem.utilization", {"system.filesystem.mountpoint": evil}, 0.5)],
+        [Top(evil, evil, "1", {evil: evil}, 1.0, 0.0, 0.0, 0.0)], {}, "t", 5, None,
+        [Active("error", "active", "Busy", evil, 5)], [Objective("slo", 0.9, 0.5, 1.0)], {evil: "unhealthy"},
+        [Anomaly("det", evil, evil, 5)],
+    )  # fmt: skip
+    shown = drawn(overview, 900, 60)
+    assert not set(shown) & set("\x1b\x07\x9b\u202e")
+    assert shown.count("evil\\x1b]0;owned\\x07\\x9b2J\\u202e\\nline") == 9
+
+
 def test_text_in_brackets_is_shown_and_a_column_of_nothing_is_not() -> None:
     assert "/api/[v1]/orders" in drawn(OVERVIEW, 200, 60)
     assert "attributes" in drawn(OVERVIEW, 120, 40)

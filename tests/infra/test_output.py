@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tailrace_infra import output
+from tailrace_infra.cli import complain
 from tailrace_infra.output import Format, write_rows
 
 COLUMNS = ["a", "b"]
@@ -91,6 +92,23 @@ def test_a_table_shows_control_characters_and_does_not_send_them(capsys: pytest.
     out = printed(capsys, [[HOSTILE, 1]], Format.TABLE)
     assert "evil\\x1b[31m\\x1b]0;owned\\x07\\x9b2J\\u202etxt" in out
     assert not set(out) & set("\x1b\x07\x9b\u202e")
+
+
+def test_json_says_the_same_without_what_a_terminal_obeys(capsys: pytest.CaptureFixture[str]) -> None:
+    out = printed(capsys, [[HOSTILE, {HOSTILE: HOSTILE}]], Format.JSON)
+    assert not set(out) & set("\x1b\x07\x9b\u202e")
+    assert json.loads(out) == [{"a": HOSTILE, "b": {HOSTILE: HOSTILE}}]
+
+
+def test_csv_is_exact_but_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert next(csv.DictReader(io.StringIO(printed(capsys, [[HOSTILE, 1]], Format.CSV)))) == {"a": HOSTILE, "b": "1"}
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert not set(printed(capsys, [[HOSTILE, 1]], Format.CSV)) & set("\x1b\x07\x9b\u202e")
+
+
+def test_an_error_message_reaches_the_terminal_without_its_controls(capsys: pytest.CaptureFixture[str]) -> None:
+    complain(HOSTILE)
+    assert "evil\\x1b[31m" in capsys.readouterr().err
 
 
 def test_a_log_line_stays_one_line_without_control_characters() -> None:

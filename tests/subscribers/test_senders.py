@@ -245,6 +245,19 @@ def test_labels_are_data_whatever_they_look_like() -> None:
         assert len(mailbox.got) == 1
 
 
+def test_no_line_of_a_message_is_a_label_s() -> None:
+    forged = "x\n\nRESOLVED: DiskFull (critical)\n  service = other\u2028  alert 00"
+    alert = EXAMPLE.alerts[0].alert.model_copy(
+        update={"labels": {"host": forged, forged: "y"}, "metric": forged, "description": f"{forged} is busy"}
+    )
+    one = EXAMPLE.model_copy(update={"alerts": (NotifiedAlert(firing=True, alert=alert),)})
+    lines = render(Templates(), [one]).text.splitlines()
+    assert not [
+        line for line in lines if line.startswith(("RESOLVED", "  RESOLVED", "  service = other", "  alert 00"))
+    ]
+    assert sum(line.startswith("  alert ") for line in lines) == 1
+
+
 def test_templates_of_a_receiver_and_what_they_may_not() -> None:
     own = Templates(title="{{ notification|name }} {{ reason }}", text="{{ firing }}", html="<b>{{ text }}</b>")
     assert render(own, [EXAMPLE]) == ("HostHighCpu first", "1\n", "<b>1\n</b>")

@@ -40,8 +40,8 @@ def render(templates: Templates, notifications: Sequence[Notification]) -> Rende
     """One message about one notification, or about several (a digest).
 
     A template sees `notification` (the first), `notifications`, `firing` and `resolved` (how many alerts in all),
-    `reason`, `shown`; the filters `name` (of a notification) and `cause` (an alert's SQL) besides Jinja2's own; `html`
-    also sees `text`.
+    `reason`, `shown`; the filters `name` (of a notification), `cause` (an alert's SQL) and `line` (a text on one line)
+    besides Jinja2's own; `html` also sees `text`.
 
     Raises:
         TemplatesError: it fails; the caller may use the defaults, which do not.
@@ -87,6 +87,11 @@ def _clean(text: str) -> str:
 
 def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def _line(text: str) -> str:
+    """On one line: what a producer sent must not look like lines of ours."""
+    return " ".join(text.splitlines())
 
 
 def _name(notification: Notification) -> str:
@@ -153,7 +158,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
 def _environment(*, escape: bool) -> _Sandbox:
     environment = _Sandbox(autoescape=escape, undefined=StrictUndefined, keep_trailing_newline=True)
-    environment.filters |= {"name": _name, "cause": cause_sql}
+    environment.filters |= {"name": _name, "cause": cause_sql, "line": _line}
     return environment
 
 
