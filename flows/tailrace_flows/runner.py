@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any
 
 from bytewax._bytewax import cli_main
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 
 RECOVERY_PARTITIONS = 4
 """SQLite files that the state is spread over; fixed when the directory is made."""
+SHARED_MEMORY_BYTES = 1 << 20
+"""SQLite wants 32 kB for each file that is opened."""
 GRACE_S = 3.0
 """After a signal, writes that cannot be made durable have this long before they are left to the next start."""
 EXIT_S = 4.5
@@ -134,7 +137,7 @@ def _check_whole(directory: Path, shared_out: bool) -> None:
                 # On a disk that was full its last one came to the header only, which then looks like a file cut short.
                 database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         except sqlite3.DatabaseError as error:
-            if no_space(error):
+            if no_space(error, directory):
                 raise
             raise DamagedError(f"{path} is damaged ({error}): {advice}") from error
         # The header's page size and count: pages that are still in a write-ahead log are not in it.
@@ -146,16 +149,20 @@ def _check_whole(directory: Path, shared_out: bool) -> None:
             raise DamagedError(f"{path} is damaged ({what}): {advice}")
 
 
-def no_space(error: BaseException) -> bool:
+def no_space(error: BaseException, directory: Path) -> bool:
     """Whether an error, or one that it came from, is that the disk of the recovery directory is full.
 
-    The engine ends in a panic then, of which only the text is left.
+    The engine ends in a panic then, of which only the text is left. Where SQLite's shared memory has no room, it says
+    no more than that there was an error: what is free decides.
     """
     one: BaseException | None = error
     while one is not None:
+        text = str(one)
         if isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        if "database or disk is full" in str(one) or "code: DiskFull" in str(one):
+        if "database or disk is full" in text:
+            return True
+        if "disk I/O error" in text and directory.exists() and disk_usage(directory).free < SHARED_MEMORY_BYTES:
             return True
         one = one.__cause__ or one.__context__
     return False

@@ -88,7 +88,7 @@ def run_flow(
             else:
                 _run_cluster(flow, processes, duration_s, held)
     except OSError as error:
-        if not runner.no_space(error):  # for the lock, which is a file too
+        if not runner.no_space(error, directory):  # for the lock, which is a file too
             raise
         raise FlowError(explain(error, settings, directory)) from error
 
@@ -132,7 +132,7 @@ def explain(error: BaseException, settings: Settings, directory: Path) -> str:
 
     `directory`: of the flow's state.
     """
-    if runner.no_space(error):
+    if runner.no_space(error, directory):
         return (
             f"no space left on the disk of the recovery directory {directory.resolve()}: free some and start again, or "
             "stop, move the directory to another disk and set recovery.directory; what is in it is whole, and the flow "

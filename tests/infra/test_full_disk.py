@@ -21,7 +21,9 @@ from tailrace_infra.run import explain
 
 from tests.reliability.disks import Disk, why_no_namespaces
 
-KEYS, ITEMS = 50, 3000
+KEYS, ITEMS = 50, 1000
+STATE_BYTES = 400_000
+"""Of a key once the disk is full: what was written before leaves some room in files that are used again."""
 
 
 def test_a_full_recovery_directory_ends_the_flow_with_advice_and_keeps_its_state(tmp_path: Path) -> None:
@@ -38,7 +40,7 @@ def test_a_full_recovery_directory_ends_the_flow_with_advice_and_keeps_its_state
 
 def main(path: Path) -> dict[str, Any]:
     """What is told when the disk fills up, when it is full at the next start, and what is counted when it is not."""
-    disk = Disk(path, 32)
+    disk = Disk(path, 192)
     state = path / "state"
     counted: list[Any] = []
     reached = threading.Event()
@@ -52,7 +54,7 @@ def main(path: Path) -> dict[str, Any]:
                 disk.fill()
                 reached.set()
             size = 1 + (before[0] if before else 0)
-            return (size, bytes(1_000)), size
+            return (size, bytes(STATE_BYTES if number >= ITEMS // 2 else 10)), size
 
         op.output("out", op.stateful_map("count", items, count), TestingSink(counted))
         return flow
