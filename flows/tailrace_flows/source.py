@@ -36,6 +36,8 @@ MAX_BYTES = 8 * 1024 * 1024
 IDLE_POLL = timedelta(milliseconds=10)
 COUNTERS_US = 2_000_000
 METADATA_TIMEOUT_S = 30.0
+_UNREADABLE = (KafkaError._BAD_COMPRESSION, KafkaError._BAD_MSG)
+"""A batch unfolds to more than librdkafka takes (`receive.message.max.bytes`, of zstd alone), or is damaged."""
 ORIGIN_US = 2_000_000
 """How often a topic's id is looked at."""
 EMBEDDED = "mockCluster"
@@ -228,6 +230,8 @@ class _Reader(StatefulSourcePartition[Any, bytes]):
         self._empty = False
         self._records = 100
         self._committed = -1
+        self._skipped = -1
+        """Where the last record that was left out ends."""
         self._snapshotted = partition.next_offset
         self._counters_us = 0
 
@@ -298,6 +302,8 @@ class _Reader(StatefulSourcePartition[Any, bytes]):
         for error in errors:  # after the records that came before them: where a gap begins depends on those
             if error.code() != KafkaError._PARTITION_EOF:
                 self._handle(error)
+            if error.code() in _UNREADABLE:
+                break  # those that follow are of the same place, which is behind us now
         if now_us >= self._counters_us:
             counters = self._partition.counter_rows(now_us)
             if counters is not None:
@@ -312,11 +318,28 @@ class _Reader(StatefulSourcePartition[Any, bytes]):
         code = error.code()
         if code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
             self.begin(*self._consumer.get_watermark_offsets(self._place, METADATA_TIMEOUT_S))
+        elif code in _UNREADABLE:
+            self._skip(error)
         elif is_hopeless(error):
             raise about(self._partition.topic, error)
         else:
             # librdkafka goes on by itself: a broker that is away, a leader that moves.
             log.warning("%s[%d]: %s", self._partition.topic, self._partition.number, error.str())
+
+    def _skip(self, error: KafkaError) -> None:
+        """Leaves out a record of a batch that librdkafka cannot unpack: it would stop at it for ever.
+
+        How many records the batch has is not known. So one is left out at a time, until what follows can be read.
+        """
+        offset = self._partition.next_offset
+        if offset != self._skipped:
+            log.error(
+                "%s[%d]: the batch at offset %d cannot be read, and is left out (gap_records): %s",
+                *place_of(self._place), offset, error.str(),
+            )  # fmt: skip
+        self._skipped = offset + 1
+        self._partition.gap(self._skipped)
+        self._consumer.assign([TopicPartition(self._partition.topic, self._partition.number, self._skipped)])
 
     def snapshot(self) -> bytes:
         state = self._partition.snapshot(clock.now_us())

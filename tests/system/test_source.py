@@ -4,6 +4,7 @@ import threading
 from array import array
 from typing import Any
 
+import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from tailrace_flows.core.chunk import Chunk, Mark
 from tailrace_flows.core.config import WindowConfig
@@ -14,10 +15,10 @@ from tailrace_schemas.samples import Series, encode_batch, encode_series_table
 from tests.infra.waiting import eventually
 
 
-def send(client: dict[str, Any], topic: str, batches: int) -> None:
-    """So many batches of one sample, to partition 0."""
+def send(client: dict[str, Any], topic: str, batches: int, first: int = 0) -> None:
+    """So many batches of one sample, to partition 0; numbered from `first`."""
     producer = Producer(client)
-    for sequence in range(batches):
+    for sequence in range(first, first + batches):
         batch = encode_batch(
             service="svc", producer_id=topic, sequence=sequence, base_time_us=now_us(),
             series_table=encode_series_table([Series("latency", "distribution", "s", ())]),
@@ -99,3 +100,26 @@ def test_offsets_of_a_topic_that_is_gone_are_not_committed_to_the_new_one(embedd
     finally:
         reader.close()
         consumer.close()
+
+
+def test_a_batch_that_unfolds_hugely_holds_up_nothing(embedded_broker: str, caplog: pytest.LogCaptureFixture) -> None:
+    """120 MB in 4 kB: librdkafka refuses to unfold them, and would stop there for ever."""
+    client = {"bootstrap.servers": embedded_broker, "log_level": 0}
+    send(client, "samples", 2)
+    bomber = Producer(
+        {**client, "compression.type": "zstd", "message.max.bytes": 10**9, "batch.size": 10**9, "linger.ms": 1000}
+    )
+    for _ in range(3):
+        bomber.produce("samples", bytes(40_000_000), partition=0)
+    assert bomber.flush(30) == 0
+    send(client, "samples", 2, first=2)
+    source = sample_source(client, "samples", "group", WindowConfig(), hold=True, stop=threading.Event())
+    reader = source.build_part("samples", "00000", None)
+    try:
+        assert sum(chunk.lengths.size for chunk in read(reader, 4)) == 4
+        counted = {row["name"]: row["value"] for row in reader._partition.counter_rows(now_us()).to_pylist()}
+        assert counted["gap_records"] == 3
+    finally:
+        reader.close()
+    (told,) = [record.getMessage() for record in caplog.records if "cannot be read" in record.getMessage()]
+    assert told.startswith("samples[0]: the batch at offset 2 cannot be read, and is left out (gap_records):")
