@@ -194,7 +194,7 @@ CHANGED = RULES.replace("threshold: 0.9,", "threshold: 0.8,")
 OTHER = RULES.replace("alert: Busy", "alert: Hot")
 
 
-@pytest.mark.parametrize("down", [False, True], ids=["running", "while it was down"])
+@pytest.mark.parametrize("when", ["running", "while it was down", "killed after it"])
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
@@ -203,16 +203,20 @@ OTHER = RULES.replace("alert: Busy", "alert: Hot")
         pytest.param("groups: []", [("active", 20), ("resolved", 30)], id="a group that is gone ends its alerts"),
     ],
 )
-def test_a_change_of_the_configuration(config: str, expected: list[tuple[str, int]], down: bool) -> None:
+def test_a_change_of_the_configuration(config: str, expected: list[tuple[str, int]], when: str) -> None:
     world = World()
     world.rows(history([0.95] * 3))
-    if down:
-        world.commit()
+    world.commit()
+    if when == "while it was down":
         world.crash(config_of(config))
         world.rows([])
     else:
         for key in {*world.config, *config_of(config)}:
             world.events += world.evaluator.on_change(key, config_of(config).get(key), world.now_us).events
+        if when == "killed after it":
+            world.rows([block(40, 0.95)])
+            world.commit()
+            world.crash(config_of(config))
     world.rows([block(40, 0.95), block(50, 0.95)])
     assert world.told() == expected
 

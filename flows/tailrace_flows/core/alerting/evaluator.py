@@ -146,6 +146,8 @@ class Evaluator:
         self.number = number
         self._plan = plan
         self._config: dict[str, ConfigModel] = {}
+        self._texts: dict[str, str] = {}
+        """Of `_config`, as JSON: a model's class may have other fields when it is read."""
         self._slots: dict[str, _Slot] = {}
         self._counters_us = now_us
         self._clock = EvaluationClock(now_us)
@@ -260,11 +262,9 @@ class Evaluator:
 
     def snapshot(self) -> bytes:
         """The state for recovery."""
-        # As JSON: a model's class may have other fields when it is read.
-        config = {key: model.model_dump_json(by_alias=True, exclude_unset=True) for key, model in self._config.items()}
         units = {key: (slot.unit.snapshot(), slot.changed) for key, slot in self._slots.items()}
-        kept = (self.number, self._clock, self._judged_us, self._counters.totals, self._store.snapshot(), config, units)
-        return seal(STATE_VERSION, kept)
+        rows, totals = self._store.snapshot(), self._counters.totals
+        return seal(STATE_VERSION, (self.number, self._clock, self._judged_us, totals, rows, self._texts, units))
 
     # --------------------------------------------------------------------------------------------------
 
@@ -282,6 +282,9 @@ class Evaluator:
         self, config: Mapping[str, ConfigModel], kept: Mapping[str, tuple[Any, set[tuple[str, int]]]] = _NOTHING
     ) -> list[AlertEvent]:
         """Builds what is new or changed, and closes what is no longer wanted. `kept`: units of before a restart."""
+        self._texts = {
+            key: self._texts[key] if self._config.get(key) is model else _text(model) for key, model in config.items()
+        }
         self._config = dict(config)
         plans = {
             key: one
@@ -322,6 +325,10 @@ class Evaluator:
             self._counters_us = now_us + COUNTERS_US
             counters = self._counters.rows(now_us)
         return Findings(events, rows, counters)
+
+
+def _text(model: ConfigModel) -> str:
+    return model.model_dump_json(by_alias=True, exclude_unset=True)
 
 
 def _delay_row(t_us: int, delay_s: float) -> pa.RecordBatch:
