@@ -20,6 +20,7 @@ from tailrace_infra.output import Format, write_rows
 
 __all__ = ["CONFIG_FILE", "Change", "changes_of", "default_config", "publish_config", "register", "stored_config"]
 
+DEFAULTS: Final = files("tailrace_infra") / "defaults"
 CONFIG_FILE: Final = "config.json"
 """In the directory of an embedded stack: what its broker, which keeps nothing, is told at its next start."""
 
@@ -30,7 +31,7 @@ DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Directory of an embedded stack.", file_okay=False, show_default=False)
 ]
 FormatOption = Annotated[Format, typer.Option("--format", "-f", help="How rows are printed.")]
-Prune = Annotated[bool, typer.Option("--prune", help="Remove what the files do not have.")]
+Prune = Annotated[bool, typer.Option("--prune", help="Remove what the files do not have, Tailrace's defaults too.")]
 
 
 class Change(NamedTuple):
@@ -55,7 +56,8 @@ def apply(
 ) -> None:
     """Validate files and put them in force: running flows take the changes within two seconds.
 
-    What is already in force and not in the files stays, unless --prune is given.
+    What is already in force and not in the files stays, unless --prune is given. --prune removes Tailrace's defaults
+    too, and names them first; `tailrace config diff --prune` does only that. To keep them, name their files too.
 
     Examples:
 
@@ -69,6 +71,7 @@ def apply(
     config = load_files(files)
     try:
         changes = changes_of(config, read_config(settings.kafka.client(), settings.kafka.topics.config), prune=prune)
+        _tell_of_defaults(changes)
         publish_config(settings.kafka, (one.record for one in changes if one.state in ("added", "changed", "removed")))
         remember(data_dir or DATA_DIR, settings.kafka)
     except (KafkaException, OSError) as error:
@@ -103,6 +106,7 @@ def diff(files: Files, prune: Prune = False, data_dir: DataDir = None, format: F
     """
     config = load_files(files)
     changes = changes_of(config, _in_force(data_dir), prune=prune)
+    _tell_of_defaults(changes)
     _write(changes, format)
     if any(one.state in ("added", "changed", "removed") for one in changes):
         raise typer.Exit(1)
@@ -196,10 +200,21 @@ def stored_config(data_dir: Path) -> list[Record] | None:
     return [Record(key, value) for key, value in values.items()]
 
 
+def _tell_of_defaults(changes: Iterable[Change]) -> None:
+    """Says on stderr which of Tailrace's defaults are removed, and how to keep them."""
+    shipped = {record.key for record in default_config()}
+    gone = [one.record.key for one in changes if one.state == "removed" and one.record.key in shipped]
+    if gone:
+        typer.echo(
+            f"--prune removes {len(gone)} of Tailrace's defaults: {', '.join(gone)}. "
+            f"To keep them, name their files too: {DEFAULTS}/*.yaml",
+            err=True,
+        )
+
+
 def default_config() -> list[Record]:
     """What Tailrace ships: rules, objectives and checks of hosts and HTTP services."""
-    shipped = files("tailrace_infra") / "defaults"
-    texts = [(one.name, one.read_text("utf-8")) for one in shipped.iterdir() if one.name.endswith(".yaml")]
+    texts = [(one.name, one.read_text("utf-8")) for one in DEFAULTS.iterdir() if one.name.endswith(".yaml")]
     return [record_of(item) for item in load(sorted(texts)).items]
 
 

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tailrace_infra
 from confluent_kafka import Producer
 from tailrace_flows.config_topic import read_config
 from tailrace_flows.settings import KafkaSettings
-from tailrace_infra.config_command import CONFIG_FILE, changes_of, publish_config, stored_config
+from tailrace_infra.config_command import CONFIG_FILE, changes_of, default_config, publish_config, stored_config
 from tailrace_infra.topics import ensure_topics
 from tailrace_schemas.config import Record, load, model_of, record_of
 
@@ -74,6 +75,16 @@ def test_apply_diff_list_and_history(embedded_broker: str, tmp_path: Path) -> No
     (tmp_path / "a.yaml").write_text(group("a", threshold=0.5))
     states = [one["state"] for one in run("apply", "--prune", "a.yaml")[1]]
     assert states == ["changed", "removed"]
+    publish_config(KafkaSettings(bootstrap_servers=embedded_broker), default_config())
+    shipped = {record.key for record in default_config()}
+    for command in (("config", "diff"), ("apply",)):  # both before anything is removed
+        done = tailrace(*command, "--prune", "a.yaml", environment=environment, cwd=tmp_path)
+        assert f"--prune removes {len(shipped)} of Tailrace's defaults: " in done.stderr
+        assert all(key in done.stderr for key in shipped)
+    files = [str(path) for path in sorted((Path(tailrace_infra.__file__).parent / "defaults").glob("*.yaml"))]
+    assert {one["state"] for one in run("apply", "--prune", "a.yaml", *files)[1]} == {"added", "unchanged"}
+    assert "defaults" not in tailrace("apply", "a.yaml", environment=environment, cwd=tmp_path).stderr
+    run("apply", "--prune", "a.yaml")
     (shown,) = run("config", "list")[1]
     assert (shown["kind"], shown["name"]) == ("rule_group", "a")
     assert "greater than 0.5" in shown["meaning"] or "above 0.5" in shown["meaning"]
