@@ -22,7 +22,7 @@ from benchmarks.common import say
 
 STEPS: dict[str, list[tuple[Any, str]]] = {
     "decode messages": [(partition, "decode")],
-    "join batches into chunks, check them": [(partition, "build_chunk")],
+    "join batches into chunks, check them": [(partition, "build_chunks")],
     "duplicates, watermarks": [(Partition, "read")],
     "find slots and windows": [(table.WindowTable, "add"), (Shard, "on_items")],
     "count, sum, min, max": [(window.Window, "fold")],

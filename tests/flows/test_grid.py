@@ -73,6 +73,16 @@ def test_a_band_moves_after_its_series_and_a_steady_one_stays() -> None:
     assert window_of(1, 1000)[1] > first[1]
 
 
+def test_bands_are_not_placed_after_a_first_sample_or_two() -> None:
+    bands, kinds = Bands(SCALE), np.full(10, DISTRIBUTION, np.int8)
+    window = Window(SCALE, bands=bands)
+    rng = np.random.default_rng(1)
+    for samples, known in ((10, 0), (1_000, 10)):
+        window.add(np.arange(samples, dtype=np.int32) % 10, None, rng.lognormal(0, 0.3, samples), kinds)
+        window.fold(kinds)
+        assert bands.known == known
+
+
 def test_bands_follow_slots_that_close_ranks() -> None:
     bands = Bands(SCALE)
     bands.learn(sorted_run(np.array([0, 1, 2]), np.array([1.0, 1e3, 1e6])))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tailrace_flows.core import singles
-from tailrace_flows.core.chunk import Arrival, Chunk, build_chunk
+from tailrace_flows.core.chunk import Arrival, Chunk, build_chunks
 from tailrace_flows.core.config import WindowConfig
 from tailrace_flows.core.feed import Record
 from tailrace_flows.core.partition import Partition
@@ -41,7 +41,7 @@ def one_by_one(records: list[Record]) -> tuple[Counter[Any], Counter[Any]]:
             letters[record.offset, batch.reason] += 1
             continue
         arrival = Arrival(record.offset, record.time_us, batch, record.value or b"")
-        chunk, refusals = build_chunk(0, [arrival], max_future_us=CONFIG.max_future_us, replayed=False)
+        (chunk,), refusals = build_chunks(0, [(False, [arrival])], max_future_us=CONFIG.max_future_us)
         samples.update(samples_of(chunk))
         letters.update((record.offset, refusal.reason) for refusal in refusals)
     return samples, letters

@@ -1,6 +1,6 @@
 """Decoding is total: whatever the bytes, `decode` gives a batch or a rejection, in bounded memory and time.
 
-And what it accepts, `build_chunk` of the flows can take.
+And what it accepts, `build_chunks` of the flows can take.
 """
 
 import json
@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tailrace_flows.core.chunk import Arrival, build_chunk
+from tailrace_flows.core.chunk import Arrival, build_chunks
 from tailrace_schemas.codec import Codec
 from tailrace_schemas.samples import (
     KINDS,
@@ -89,8 +89,8 @@ def check_batch(batch: SampleBatch) -> None:
 
 
 def check_chunk(batch: SampleBatch, record_time_us: int = NOW_US) -> None:
-    chunk, refusals = build_chunk(
-        0, [Arrival(0, record_time_us, batch, b"")], max_future_us=MAX_FUTURE_US, replayed=False
+    (chunk,), refusals = build_chunks(
+        0, [(False, [Arrival(0, record_time_us, batch, b"")])], max_future_us=MAX_FUTURE_US
     )
     assert chunk.value.size + sum(refusal.samples for refusal in refusals) == batch.samples
     assert chunk.series_index.size == chunk.time_us.size == chunk.value.size == chunk.lengths.sum()

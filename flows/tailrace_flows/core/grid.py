@@ -71,7 +71,8 @@ class Grid:
         self._first_keys = (slots << CODE_BITS) + bands.lowest[slots] + CODE_BIAS
         self._row_begins = np.zeros(bands.lowest.size, np.int64)
         self._row_begins[slots] = np.arange(slots.size) * bands.width
-        self._cells = np.zeros(slots.size * bands.width, np.uint32)
+        # One more, for what lies outside: to take that out first would cost 3 ns a sample.
+        self._cells = np.zeros(slots.size * bands.width + 1, np.uint32)
         self.samples = 0
 
     def add(self, slots: Ints, codes: Ints, size: int, counts: Ints | None = None) -> Ints | None:
@@ -82,22 +83,17 @@ class Grid:
         if self._lowest.size < size:
             self._lowest = _grown(self._lowest, size)
             self._row_begins = np.concatenate([self._row_begins, np.zeros(size - self._row_begins.size, np.int64)])
-        at = codes - self._lowest[slots]
-        distance = at.view(np.uint64)  # of what lies below the band: huge
-        outside = None
-        if distance.max() >= self._width:
-            within = distance < self._width
-            inside, outside = np.flatnonzero(within), np.flatnonzero(~within)
-            at, slots = at[inside], slots[inside]
-            counts = None if counts is None else counts[inside]
-        at += self._row_begins[slots]
+        at = codes - self._lowest.take(slots)  # twice as fast as indexing
+        outside = np.flatnonzero(at.view(np.uint64) >= self._width)  # what lies below the band is huge
+        at += self._row_begins.take(slots)
+        at[outside] = self._cells.size - 1
         np.add.at(self._cells, at, np.uint32(1) if counts is None else counts.astype(np.uint32))
         self.samples += at.size
-        return outside
+        return outside if outside.size else None
 
     def run(self) -> Run:
         """What was counted, as a run. About 5 ns a bucket."""
-        at = np.flatnonzero(self._cells != 0)  # of booleans six times as fast
+        at = np.flatnonzero(self._cells[:-1] != 0)  # of booleans six times as fast
         keys = self._first_keys[at >> self._width_bits]
         keys += at & (self._width - 1)
         return keys, self._cells[at].astype(np.int64)

@@ -14,7 +14,7 @@ from tailrace_schemas.deadletter import MAX_PAYLOAD_BYTES, DeadLetter
 from tailrace_schemas.samples import Reason, Rejection, SampleBatch, decode
 from tailrace_schemas.topics import shard_of
 
-from tailrace_flows.core.chunk import UNKNOWN_US, Arrival, Chunk, Mark, Refusal, build_chunk, joined
+from tailrace_flows.core.chunk import UNKNOWN_US, Arrival, Chunk, Mark, Refusal, build_chunks, joined
 from tailrace_flows.core.config import WindowConfig
 from tailrace_flows.core.counters import Count, Counters, dead_letters
 from tailrace_flows.core.feed import MAX_INVALID_RUN, PoisonedError, Record, is_elsewhere
@@ -200,13 +200,11 @@ class Partition:
         chunks, others = self._singles.chunks(self.number, self.config.max_future_us)
         for record in others:
             self._sort(record, record.offset < self._replay_until, groups, letters, ended)
-        for group, arrivals in groups.items():
-            chunk, refusals = build_chunk(
-                self.number, arrivals, max_future_us=self.config.max_future_us, replayed=group[3]
-            )
-            chunks.append(chunk)
-            if not chunk.replayed:
-                letters += [self._refuse(refusal) for refusal in refusals]
+        built, refusals = build_chunks(
+            self.number, [(name[3], group) for name, group in groups.items()], max_future_us=self.config.max_future_us
+        )
+        chunks += built
+        letters += [self._refuse(one) for one in refusals if one.arrival.offset >= self._replay_until]
         self._advance(chunks, ended, now_us)
         # A service that has sent no sample cannot fall silent: an empty chunk would never be followed by an idle mark.
         items: list[Keyed] = [(shard_of(chunk.service), chunk) for chunk in chunks if chunk.value.size]

@@ -119,6 +119,7 @@ class Singles:
             rows, times, values, records = zip(*waiting, strict=True)
             offsets, record_times_us, *_ = zip(*records, strict=True)
             time_us = _times(b"".join(times))
+            value = np.frombuffer(b"".join(values), "<f8")
             chunk = Chunk(
                 partition,
                 group.service,
@@ -131,10 +132,11 @@ class Singles:
                 [("", -1)] * len(waiting),
                 np.array(rows, np.uint32),
                 time_us,
-                np.frombuffer(b"".join(values), "<f8"),
+                value,
                 *time_range(time_us, np.ones(len(waiting), np.int64)),
             )
-            if is_fine(chunk, min(record_times_us) + max_future_us):
+            finite = bool(np.isfinite(value).all())
+            if is_fine(chunk, min(record_times_us) + max_future_us, max(rows), finite):
                 chunks.append(chunk)
             else:
                 rest += records

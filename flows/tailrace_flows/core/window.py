@@ -143,13 +143,13 @@ class Window:
             (GAUGE, self._fold_last),
             (CUMULATIVE, self._fold_points),
         ):
-            if kind not in kinds:
-                continue
-            chosen = kinds[slots] == kind
-            if chosen.all():
+            of_kind = kinds == kind
+            if of_kind.all():
                 fold(slots, time_us, value)
-            elif chosen.any():
-                fold(slots[chosen], time_us[chosen], value[chosen])
+            elif of_kind.any():
+                chosen = np.flatnonzero(of_kind.take(slots))
+                if chosen.size:
+                    fold(slots[chosen], time_us[chosen], value[chosen])
 
     def _fold_sketch(self, slots: Ints, time_us: Ints, value: Floats) -> None:
         codes = codes_of(value, self.scale)
@@ -171,7 +171,7 @@ class Window:
         keys |= slots << CODE_BITS
         keys.sort()
         self.runs.append(count_sorted(keys))
-        if bands is not None and not bands.known:
+        if bands is not None and not bands.known and keys.size >= GRID_SAMPLES * self.count.size:
             bands.learn(self.runs[-1])
         if len(self.runs) > MAX_RUNS:
             self.runs = [merge_runs(self.runs)]
