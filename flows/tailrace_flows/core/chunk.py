@@ -166,7 +166,7 @@ def _build(
             newest_us[first:last],
         )
         latest_us = min([arrival.record_time_us for arrival in group]) + max_future_us
-        if not is_fine(chunk, latest_us, max(highest_row[first:last]), finite):
+        if not is_fine(chunk, latest_us, max(highest_row[first:last]), finite=finite):
             chunk, refused = _sift(chunk, group, max_future_us)
             refusals += refused
         elif len(groups) > 1:
@@ -176,15 +176,16 @@ def _build(
         begin, first = end, last
 
 
-def is_fine(chunk: Chunk, latest_us: int, highest_row: int, finite: bool) -> bool:
+def is_fine(chunk: Chunk, latest_us: int, highest_row: int, *, finite: bool = False) -> bool:
     """Whether every sample can be used.
 
-    `latest_us` is the least of their limits, `highest_row` the greatest series index; `finite`: all values are.
+    `latest_us` is the least of their limits, `highest_row` the greatest series index; `finite`: the values are known
+    to be.
     """
     if chunk.value.size == 0:
         return True
     return bool(
-        finite
+        (finite or np.isfinite(chunk.value).all())
         and highest_row < len(chunk.table.series)
         and chunk.oldest_us >= MIN_TIME_US
         and max(chunk.newest_us.tolist()) <= min(latest_us, MAX_TIME_US)

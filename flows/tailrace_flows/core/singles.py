@@ -119,7 +119,6 @@ class Singles:
             rows, times, values, records = zip(*waiting, strict=True)
             offsets, record_times_us, *_ = zip(*records, strict=True)
             time_us = _times(b"".join(times))
-            value = np.frombuffer(b"".join(values), "<f8")
             chunk = Chunk(
                 partition,
                 group.service,
@@ -132,11 +131,10 @@ class Singles:
                 [("", -1)] * len(waiting),
                 np.array(rows, np.uint32),
                 time_us,
-                value,
+                np.frombuffer(b"".join(values), "<f8"),
                 *time_range(time_us, np.ones(len(waiting), np.int64)),
             )
-            finite = bool(np.isfinite(value).all())
-            if is_fine(chunk, min(record_times_us) + max_future_us, max(rows), finite):
+            if is_fine(chunk, min(record_times_us) + max_future_us, max(rows)):
                 chunks.append(chunk)
             else:
                 rest += records
