@@ -132,7 +132,7 @@ def test_wheel_names_what_a_service_needs(wheel: Path) -> None:
     base = [one for one in metadata.get_all("Requires-Dist", []) if "extra ==" not in one]
     assert sorted(re.split(r"[<>=]", one)[0] for one in base) == ["confluent-kafka", "fastavro", "psutil"]
     assert set(metadata.get_all("Provides-Extra", [])) == {
-        "bench", "dev", "embedded", "flows", "notify", "peers",
+        "bench", "dev", "embedded", "flows", "fuzz", "notify", "peers",
     }  # fmt: skip
     assert metadata["License-Expression"] == "Apache-2.0"
     assert re.search(r"^tailrace = tailrace_infra\.", entry_points, re.MULTILINE)

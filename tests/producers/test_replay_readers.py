@@ -363,6 +363,16 @@ def test_parquet_nulls_are_bad_rows_or_absent_attributes(tmp_path: Path) -> None
     assert bad.examples[0].text == "{'time': None, 'value': 2, 'metric': 'm', 'zone': 'b'}"
 
 
+def test_parquet_text_that_is_no_utf_8_makes_bad_rows(tmp_path: Path) -> None:
+    broken = pa.array([b"m", b"m\xde", b"m"]).view(pa.string())  # as Arrow reads it from a file: unchecked
+    table = pa.table({"time": [1.0, 2.0, 3.0], "metric": broken, "value": [1, 2, 3], "zone": broken})
+    pq.write_table(table, tmp_path / "x.parquet")
+    rows, bad = read_rows(tmp_path / "x.parquet")
+    assert [row.value for row in rows] == [1.0, 3.0]
+    assert bad.total == 1
+    assert [example.text for example in bad.examples] == ["text that is no UTF-8"]
+
+
 def test_parquet_columns_of_unfit_types_are_named(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     table = pa.table(

@@ -11,16 +11,21 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from io import BufferedReader, BytesIO
 from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from tailrace_flows.config_topic import decode_change
 from tailrace_flows.core.config import WindowConfig
 from tailrace_flows.core.feed import Record, TopicFeed
 from tailrace_flows.core.partition import Partition
 from tailrace_flows.core.shard import Shard
+from tailrace_infra.chdb_engine import ClickHouseError, Statement, split_insert
+from tailrace_infra.http_bodies import Body, take_text
 from tailrace_producers.replay.model import BadLines, Catalogue, ReplayError, ReplayOptions
 from tailrace_producers.replay.readers import read_blocks
 from tailrace_producers.replay.source import FileBytes
@@ -37,7 +42,7 @@ from tests.reliability.attack import Figure, Result, Run, attack
 from tests.schemas.examples import example
 from tests.schemas.test_total import mutate, seeds
 
-__all__ = ["TARGETS"]
+__all__ = ["TARGETS", "batches", "found_before"]
 
 NOW_US = 1_767_614_400_000_000
 BATCH = 200
@@ -67,6 +72,7 @@ CSV = b"""time,metric,value,kind,service,host
 1767614400.5,orders,1,counter,shop,"b ""quoted"", and more"
 1767614401,memory,1e300,gauge,db,\xc3\xa9
 """
+INSERT = b'INSERT INTO db.t (a, `b c`) SETTINGS x = 1 FORMAT CSV\n1,"a"\n2,b\n'
 LOG = (
     b'127.0.0.1 - - [05/Jan/2026:12:00:00 +0000] "GET /cart/1 HTTP/1.1" 200 512 "-" "curl/8"\n'
     b'::1 - ann [05/Jan/2026:12:00:01 +0100] "POST /\\x22 HTTP/1.1" 503 - "https://a/b" "x \\"y\\""\n'
@@ -168,6 +174,57 @@ def _lines(form: str) -> Callable[[list[bytes], Path], Counter[str]]:
     return take
 
 
+def _parquet(messages: list[bytes], directory: Path) -> Counter[str]:
+    """Each is a file of its own."""
+    done: Counter[str] = Counter()
+    path = directory / "file.parquet"
+    for message in messages:
+        path.write_bytes(message)
+        bad = BadLines(str(path), 1.0)
+        try:
+            for reading in read_blocks(FileBytes.of(str(path)), ReplayOptions(), Catalogue(str(path)), bad):
+                done["samples"] += len(reading.block.value)
+        except ReplayError as error:
+            str(error).encode(errors="surrogateescape")
+            done["refused files"] += 1
+    return done
+
+
+def _body(codec: str) -> Callable[[list[bytes], Path], Counter[str]]:
+    """A chunked body of a request to the embedded ClickHouse, and the statement in it."""
+
+    def take(messages: list[bytes], _: Path) -> Counter[str]:
+        done: Counter[str] = Counter()
+        for message in messages:
+            body: Any = Body(BufferedReader(BytesIO(message)), chunked=True, length=0)  # type: ignore[arg-type]
+            source = pa.CompressedInputStream(pa.PythonFile(body, "r"), codec) if codec else body
+            try:
+                text = take_text(source)
+                if split_insert(text) is None:
+                    Statement.parse(text)
+                done["taken"] += 1
+            except (ClickHouseError, ConnectionError) as error:
+                done[type(error).__name__] += 1
+        return done
+
+    return take
+
+
+def _chunked(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (data[:middle], data[middle:], b""))
+
+
+def _parquet_file() -> bytes:
+    sink = pa.BufferOutputStream()
+    columns = {
+        "time": pa.array([1_767_614_400.5, 1_767_614_401.0]), "metric": ["latency", "orders"], "value": [0.25, 1.0],
+        "kind": ["distribution", "counter"], "host": ["a", None],
+    }  # fmt: skip
+    pq.write_table(pa.table(columns), sink)
+    return bytes(sink.getvalue().to_pybytes())
+
+
 def _change(key: bytes, _: bytes | None, value: bytes) -> Any:
     return decode_change(key, value)
 
@@ -191,10 +248,24 @@ def _targets() -> Iterator[Target]:
         yield Target(f"configuration {record.key}", good, _feed(read))
     yield Target("configuration files", tuple(text.encode() for text in CONFIGS), _config, 20)
     yield Target("CSV files", tuple(CSV.splitlines(keepends=True)[1:]), _lines("csv"), FILE_LINES)
+    yield Target("Parquet files", (_parquet_file(),), _parquet, FILE_LINES)
+    for codec in ("", "gzip", "zstd", "lz4", "brotli"):
+        good = tuple(
+            _chunked(pa.Codec(codec).compress(text, asbytes=True) if codec else text)
+            for text in (INSERT, b"SELECT 'a\\'b' FROM t -- c\n WHERE x = `y` /* z */ FORMAT JSON")
+        )
+        yield Target(f"HTTP bodies{codec and f', {codec}'}", good, _body(codec))
     yield Target("access logs", tuple(LOG.splitlines(keepends=True)), _lines("access_log"), FILE_LINES)
 
 
 TARGETS = {target.name: target for target in _targets()}
+FOUND = Path(__file__).parent / "found_inputs.txt"
+
+
+def found_before() -> list[tuple[str, bytes]]:
+    """Target and message of what ever was found: a line `target: hex  # what it did` each."""
+    lines = [text.split("#")[0].rpartition(":") for text in FOUND.read_text().splitlines()]
+    return [(name, bytes.fromhex(text)) for name, _, text in lines if name]
 
 
 def batches(target: Target, random: Random) -> Iterator[list[bytes]]:
@@ -211,8 +282,8 @@ def batches(target: Target, random: Random) -> Iterator[list[bytes]]:
     name="inputs",
     promise="Bad input never stops the good: what cannot be read becomes a dead letter with a reason, or an error that "
     "names file and line",
-    what="Messages damaged in one to four places, between good ones, for every topic, configuration files, CSV files "
-    "and access logs",
+    what="Messages damaged in one to four places, between good ones, for every topic, configuration files, CSV files, "
+    "Parquet files, access logs and HTTP bodies",
     unit="damaged messages",
     short=20_000,
     long=1_000_000,

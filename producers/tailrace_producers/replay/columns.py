@@ -231,8 +231,8 @@ def key_column(column: Any) -> KeyColumn:
         column = pc.dictionary_encode(column)
     try:
         values = pc.cast(column.dictionary, pa.string()).to_pylist()
-    except pa.ArrowInvalid:
-        values = [_decoded(value) for value in column.dictionary.to_pylist()]
+    except (pa.ArrowInvalid, UnicodeDecodeError):  # a Parquet file's text may be no UTF-8, whatever its schema says
+        values = [_decoded(value) for value in pc.cast(column.dictionary, pa.binary()).to_pylist()]
     indices = column.indices
     if indices.null_count:
         indices = pc.fill_null(indices, len(values))

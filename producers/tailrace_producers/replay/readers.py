@@ -342,7 +342,10 @@ def _parquet(source: FileBytes, options: ReplayOptions, catalogue: Catalogue, ba
                     raise ReplayError(f"{source.path}: {error}") from error
 
                 def describe(row: int, batch: Any = batch, reasons: Any = reasons, done: int = done) -> BadLine:
-                    text = str(batch.slice(row, 1).to_pylist()[0])[:200]
+                    try:
+                        text = str(batch.slice(row, 1).to_pylist()[0])[:200]
+                    except UnicodeDecodeError:
+                        text = "text that is no UTF-8"
                     return BadLine(done + row + 1, REASONS[reasons[row] - 1], text)
 
                 bad.add_rows(reasons, describe)
