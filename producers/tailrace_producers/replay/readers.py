@@ -321,8 +321,9 @@ def _fields(line: bytes) -> list[str]:
 def _parquet(source: FileBytes, options: ReplayOptions, catalogue: Catalogue, bad: BadLines) -> Iterator[Reading]:
     with reading(source.path):
         file = pq.ParquetFile(source.path)
-    schema = file.schema_arrow
-    layout = layout_of(source.path, schema.names, options)
+        schema = file.schema_arrow
+        names = schema.names
+    layout = layout_of(source.path, names, options)
     for name in layout.keys:
         if pa.types.is_nested(schema.field(name).type):
             raise ReplayError(

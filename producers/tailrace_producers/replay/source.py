@@ -38,6 +38,8 @@ def reading(path: str) -> Iterator[None]:
         yield
     except OSError as error:  # also Arrow's, on damaged compressed data
         raise ReplayError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:  # of a name in a damaged Parquet file
+        raise ReplayError(f"{path} cannot be read: a name in it is no UTF-8") from error
     except pa.ArrowInvalid as error:
         raise ReplayError(f"{path} cannot be read: {error}") from error
 
