@@ -7,20 +7,20 @@ adds recovery and clean stops. See docs/alerting.md.
 
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cache, partial
 from typing import Any, TypeGuard
 
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow
 from bytewax.operators import StatefulBatchLogic
-from tailrace_schemas import clock
 from tailrace_schemas.alerts import AlertEvent, Command
 from tailrace_schemas.cloudevents import read_command, read_event
 from tailrace_schemas.config import ConfigModel
 from tailrace_schemas.deadletter import DeadLetter
 from tailrace_schemas.rows import WindowRows, decode_window_rows
 
+from tailrace_flows import host_clock
 from tailrace_flows.adapters import Adapters
 from tailrace_flows.alert_rows import incident_row
 from tailrace_flows.config_topic import ConfigChange, decode_change, read_config
@@ -56,16 +56,16 @@ class _Evaluate(StatefulBatchLogic[tuple[int, Judged], Findings, bytes]):
         self._past = SloPast(history)
         self._evaluator: Evaluator | None = None
         if state is not None:
-            self._evaluator = Evaluator.restored(self._plan, config(), clock.now_us(), state)
+            self._evaluator = Evaluator.restored(self._plan, config(), host_clock.now_us(), state)
             self._past.prime(self._evaluator.units)
 
     def on_batch(self, values: list[tuple[int, Judged]]) -> tuple[Iterable[Findings], bool]:
         if self._evaluator is None:
-            self._evaluator = Evaluator(values[0][0], self._plan, self._config(), clock.now_us())
+            self._evaluator = Evaluator(values[0][0], self._plan, self._config(), host_clock.now_us())
         self._past.prime(self._evaluator.units)
         found = []
         for _, value in values:
-            now_us = clock.now_us()
+            now_us = host_clock.now_us()
             if isinstance(value, WindowRows):
                 found.append(self._evaluator.on_rows(value, now_us))
             elif isinstance(value, ConfigChange):
@@ -79,7 +79,7 @@ class _Evaluate(StatefulBatchLogic[tuple[int, Judged], Findings, bytes]):
         if self._evaluator is None:
             return (), self.RETAIN
         self._past.prime(self._evaluator.units)
-        found = self._evaluator.on_time(clock.now_us())
+        found = self._evaluator.on_time(host_clock.now_us())
         return (found,) if found else (), self.RETAIN
 
     def on_eof(self) -> tuple[Iterable[Findings], bool]:
@@ -88,9 +88,9 @@ class _Evaluate(StatefulBatchLogic[tuple[int, Judged], Findings, bytes]):
     def notify_at(self) -> datetime | None:
         if self._evaluator is None:
             return None
-        now_us = clock.now_us()
+        now_us = host_clock.now_us()
         due_us, past_us = self._evaluator.next_us(now_us), self._past.next_us(now_us)
-        return _time(due_us if past_us is None else min(due_us, past_us))
+        return host_clock.as_datetime(due_us if past_us is None else min(due_us, past_us))
 
     def snapshot(self) -> bytes:
         assert self._evaluator is not None
@@ -101,11 +101,11 @@ class _Respond(StatefulBatchLogic[Heard, Response, bytes]):
     """Wall time and Bytewax's callbacks around the `Responder`."""
 
     def __init__(self, config: Config, state: bytes | None) -> None:
-        self._responder = Responder(config(), clock.now_us(), state)
+        self._responder = Responder(config(), host_clock.now_us(), state)
 
     def on_batch(self, values: list[Heard]) -> tuple[Iterable[Response], bool]:
         for value in values:
-            now_us = clock.now_us()
+            now_us = host_clock.now_us()
             if isinstance(value, AlertEvent):
                 self._responder.on_event(value, now_us)
             elif isinstance(value, ConfigChange):
@@ -115,7 +115,7 @@ class _Respond(StatefulBatchLogic[Heard, Response, bytes]):
         return self.on_notify()
 
     def on_notify(self) -> tuple[Iterable[Response], bool]:
-        found = self._responder.on_time(clock.now_us())
+        found = self._responder.on_time(host_clock.now_us())
         return (found,) if found else (), self.RETAIN
 
     def on_eof(self) -> tuple[Iterable[Response], bool]:
@@ -123,14 +123,10 @@ class _Respond(StatefulBatchLogic[Heard, Response, bytes]):
 
     def notify_at(self) -> datetime | None:
         due_us = self._responder.next_us()
-        return None if due_us is None else _time(due_us)
+        return None if due_us is None else host_clock.as_datetime(due_us)
 
     def snapshot(self) -> bytes:
         return self._responder.snapshot()
-
-
-def _time(t_us: int) -> datetime:
-    return datetime.fromtimestamp(t_us / 1e6, UTC)
 
 
 def build_flow(
@@ -163,7 +159,7 @@ def add_alerts(dataflow: Dataflow, adapters: Adapters, parts: Collection[str]) -
 
     def read(name: str, topic: str, decode: Callable[[bytes | None, bytes], Any], *, anew: bool = False) -> Any:
         """The items of a topic, and its dead letters; `anew`: always from its start."""
-        since_us = 0 if anew else clock.now_us() - LOOKBACK_S * 1_000_000
+        since_us = 0 if anew else host_clock.now_us() - LOOKBACK_S * 1_000_000
 
         def build(place: Place, state: bytes | None) -> TopicFeed[Any]:
             start = place.low if anew else place.recent

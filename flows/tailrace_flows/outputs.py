@@ -194,7 +194,8 @@ class _Aggregates:
 
     def write_batch(self, values: list[Output | Findings]) -> None:
         for output in values:
-            blocks = [block._replace(rows=rows) for block in output.blocks for rows in _slices(block.rows)]
+            given = output.blocks if isinstance(output, Findings) else [*output.misdated, *output.blocks]
+            blocks = [block._replace(rows=rows) for block in given for rows in _slices(block.rows)]
             last = {block[:2]: number for number, block in enumerate(blocks)}
             for number, block in enumerate(blocks):
                 # Who reads that a window is closed must have had all of its rows: only the last message says it.

@@ -25,10 +25,11 @@ from bytewax.recovery import RecoveryConfig, init_db_dir
 from tailrace_schemas import clock
 from tailrace_sinks.kafka import StoppedError
 
+from tailrace_flows import host_clock
 from tailrace_flows.private_files import check_owned, open_private, private_directory
 from tailrace_flows.settings import Settings
 
-__all__ = ["DamagedError", "LockedError", "is_locked", "lock", "no_space", "prepare_recovery", "run"]
+__all__ = ["ClockSetError", "DamagedError", "LockedError", "is_locked", "lock", "no_space", "prepare_recovery", "run"]
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,14 @@ KEPT_BYTES = 256 * 1024 * 1024
 LARGEST_KEPT_BYTES = 32 * 1024 * 1024
 
 _LOCKED = "two flows on one state would count twice. Stop it, or give this one another recovery directory."
+
+
+class ClockSetError(Exception):
+    """The host's clock was set: the process must end at once, as if killed, and start anew."""
+
+    def __init__(self, by_us: int) -> None:
+        super().__init__(f"the host's clock was set {by_us / 1e6:+.1f} s: starting anew by it")
+        self.ahead = by_us > 0
 
 
 class LockedError(Exception):
@@ -192,10 +201,13 @@ def run(
 ) -> None:
     """Runs the dataflow that `build` gives until SIGTERM, SIGINT or `duration_s`, then drains. Main thread only.
 
+    It goes by `host_clock`, as its `begin` was called last.
+
     The caller holds the `lock` of the recovery directory. With `addresses`, this is one process of a cluster.
     `ready` is called as soon as signals lead to a clean end.
 
     Raises:
+        ClockSetError: the host's clock was set; the engine may hang, and the process must end.
         whatever the dataflow raised.
     """
     keep_freed_memory()
@@ -240,6 +252,8 @@ def run(
     while thread.is_alive():
         thread.join(0.1)
         now_s = clock.monotonic_s()
+        if not stopped_at and (set_by_us := host_clock.set_by_us()):
+            raise ClockSetError(set_by_us)
         if not stop.is_set() and (stopped_at or (ends_at is not None and now_s >= ends_at)):
             log.info("stopping: %s", "signal" if stopped_at else "the duration is over")
             stop.set()

@@ -8,6 +8,7 @@ from typing import Any, Final
 from tailrace_schemas import clock
 from tailrace_schemas.config.slo import SloSpec
 
+from tailrace_flows import host_clock
 from tailrace_flows.core.alerting.burn import Stored
 from tailrace_flows.core.alerting.store import STEP_US
 from tailrace_flows.core.alerting.units import SloUnit
@@ -37,7 +38,7 @@ class SloPast:
 
         Raises: what `history` does, but for ConnectionError.
         """
-        now_us = clock.now_us()
+        now_us = host_clock.now_us()
         self._readings = {key: one for key, one in self._readings.items() if units.get(key) is one.unit}
         begun = []
         for key, unit in units.items():
@@ -69,7 +70,7 @@ class _Reading:
 
     def _begin(self) -> None:
         self.done = threading.Event()
-        self._until_us = clock.now_us() // STEP_US * STEP_US
+        self._until_us = host_clock.now_us() // STEP_US * STEP_US
         self._rows: list[Stored] = []
         self._error: Exception | None = None
         # A daemon: a read that hangs must not hold up the end of the process.

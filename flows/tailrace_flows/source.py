@@ -10,17 +10,17 @@ import logging
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
-from tailrace_schemas import clock
 from tailrace_schemas.deadletter import DeadLetter
 from tailrace_schemas.kafka_errors import SecurityWarnings
 from tailrace_sinks.kafka import about, is_hopeless
 
+from tailrace_flows import host_clock
 from tailrace_flows.core.config import WindowConfig
 from tailrace_flows.core.feed import Feed, Record
 from tailrace_flows.core.partition import Partition
@@ -150,7 +150,7 @@ def sample_source(
             place.number,
             place.topic,
             config,
-            clock.now_us(),
+            host_clock.now_us(),
             hold=hold,
             cluster_id=place.cluster_id,
             start=place.low,
@@ -261,7 +261,7 @@ class _Reader(StatefulSourcePartition[Any, bytes]):
         self._committed, self._snapshotted = -1, low
 
     def next_batch(self) -> Iterable[Any]:
-        now_us = clock.now_us()
+        now_us = host_clock.now_us()
         if self._stop.is_set():
             counters = self._partition.counter_rows(now_us)
             if counters is None:
@@ -293,6 +293,7 @@ class _Reader(StatefulSourcePartition[Any, bytes]):
             return []
         self._empty = not records
         if records:
+            host_clock.hear(min(record.time_us for record in records))
             self._records = min(MAX_RECORDS, max(10, MAX_BYTES * len(records) // max(size, 1)))
             items, letters = self._partition.read(records, now_us)
             out += items
@@ -312,7 +313,7 @@ class _Reader(StatefulSourcePartition[Any, bytes]):
         return out
 
     def next_awake(self) -> datetime | None:
-        return datetime.fromtimestamp(clock.now_us() / 1e6, UTC) + IDLE_POLL if self._empty else None
+        return host_clock.as_datetime(host_clock.now_us()) + IDLE_POLL if self._empty else None
 
     def _handle(self, error: KafkaError) -> None:
         code = error.code()
@@ -342,7 +343,7 @@ class _Reader(StatefulSourcePartition[Any, bytes]):
         self._consumer.assign([TopicPartition(self._partition.topic, self._partition.number, self._skipped)])
 
     def snapshot(self) -> bytes:
-        state = self._partition.snapshot(clock.now_us())
+        state = self._partition.snapshot(host_clock.now_us())
         # What the last snapshot covered is durable by now, or will be before the next: good enough for lag and pacing.
         self._commit(self._snapshotted)
         self._snapshotted = self._partition.next_offset

@@ -7,17 +7,17 @@ adds recovery, clean stops and several processes.
 import logging
 import threading
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, TypeGuard
 
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow
 from bytewax.operators import StatefulBatchLogic
-from tailrace_schemas import clock
 from tailrace_schemas.deadletter import DeadLetter
 
+from tailrace_flows import host_clock
 from tailrace_flows.adapters import Adapters
-from tailrace_flows.core.chunk import Chunk, Mark
+from tailrace_flows.core.chunk import Ahead, Chunk, Mark
 from tailrace_flows.core.config import WindowConfig
 from tailrace_flows.core.partition import Keyed
 from tailrace_flows.core.shard import Output, Shard
@@ -31,25 +31,25 @@ __all__ = ["add_windows", "build_flow", "flow"]
 log = logging.getLogger(__name__)
 
 
-class _ShardLogic(StatefulBatchLogic[Chunk | Mark, Output, bytes]):
+class _ShardLogic(StatefulBatchLogic[Chunk | Mark | Ahead, Output, bytes]):
     """Wall time and Bytewax's callbacks around a `Shard`."""
 
     def __init__(self, config: WindowConfig, contents: bool, state: bytes | None) -> None:
-        self._shard = Shard(config, clock.now_us(), state)
+        self._shard = Shard(config, host_clock.now_us(), state)
         self._contents = contents
 
-    def on_batch(self, values: list[Chunk | Mark]) -> tuple[Iterable[Output], bool]:
-        return self._emit(self._shard.on_items(values, clock.now_us()))
+    def on_batch(self, values: list[Chunk | Mark | Ahead]) -> tuple[Iterable[Output], bool]:
+        return self._emit(self._shard.on_items(values, host_clock.now_us()))
 
     def on_notify(self) -> tuple[Iterable[Output], bool]:
-        return self._emit(self._shard.on_time(clock.now_us()))
+        return self._emit(self._shard.on_time(host_clock.now_us()))
 
     def on_eof(self) -> tuple[Iterable[Output], bool]:
-        return self._emit(self._shard.on_end(clock.now_us()))
+        return self._emit(self._shard.on_end(host_clock.now_us()))
 
     def notify_at(self) -> datetime | None:
         due_us = self._shard.next_us()
-        return None if due_us is None else datetime.fromtimestamp(due_us / 1e6, UTC)
+        return None if due_us is None else host_clock.as_datetime(due_us)
 
     def snapshot(self) -> bytes:
         return self._shard.snapshot(contents=self._contents)
@@ -58,7 +58,7 @@ class _ShardLogic(StatefulBatchLogic[Chunk | Mark, Output, bytes]):
         for warning in self._shard.warnings:
             log.warning("%s (docs/operations.md, What is counted)", warning)
         self._shard.warnings.clear()
-        nothing = not output.blocks and output.events is None and output.counters is None
+        nothing = not output.blocks and not output.misdated and output.events is None and output.counters is None
         return (() if nothing else (output,)), self.RETAIN
 
 

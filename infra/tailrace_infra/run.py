@@ -6,6 +6,7 @@ from the environment, so that no secret stands in an argument list.
 
 import argparse
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -14,13 +15,12 @@ from pathlib import Path
 
 from clickhouse_connect.driver.exceptions import ClickHouseError
 from confluent_kafka import KafkaException
-from tailrace_flows import runner
+from tailrace_flows import host_clock, runner
 from tailrace_flows.all import compose
 from tailrace_flows.core.feed import PoisonedError
 from tailrace_flows.names import FLOWS, joined_name
 from tailrace_flows.private_files import private_umask
 from tailrace_flows.settings import Settings
-from tailrace_schemas import clock
 from tailrace_schemas.kafka_errors import advice
 from tailrace_sinks.clickhouse import WriteRejectedError, connect
 from tailrace_sinks.rollup import rollup
@@ -37,6 +37,12 @@ __all__ = ["FlowError", "names_of", "run_flow"]
 
 log = logging.getLogger(__name__)
 
+CLOCK_BACK_CODE, CLOCK_AHEAD_CODE = 75, 76
+"""How a process of a cluster ends that must start anew since the host's clock was set back, or rightly ahead."""
+_OFFSET_VARIABLE = "TAILRACE_CLOCK_OFFSET_US"
+"""In the environment of a process that starts anew: `host_clock.offset_us` of the one before."""
+_AGAIN_VARIABLE = "TAILRACE_STARTED_AGAIN"
+"""In the environment of a process that has started anew: who started it first knows that it is ready."""
 STOP_TIMEOUT_S = 8.0
 ROLLUP_S = 300
 
@@ -105,11 +111,21 @@ def _run_here(
     build = compose(names)
     if process == 0 and "windows" in names:
         threading.Thread(target=_roll_up, args=(settings,), name="rollup", daemon=True).start()
+    offset = os.environ.pop(_OFFSET_VARIABLE, None)
+    host_clock.begin(None if offset is None else int(offset))
     try:
         runner.run(
             settings, build, recovery_of(flow, settings), process=process, addresses=addresses,
             duration_s=duration_s, ready=ready,
         )  # fmt: skip
+    except runner.ClockSetError as error:
+        log.warning("%s", error)
+        logging.shutdown()
+        if addresses:
+            os._exit(CLOCK_AHEAD_CODE if error.ahead else CLOCK_BACK_CODE)
+        # The same process goes on, for whoever supervises it. The lock is free with its file, which is not inherited.
+        environment = {**os.environ, _AGAIN_VARIABLE: "1", _OFFSET_VARIABLE: str(host_clock.offset_us())}
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)  # noqa: S606 - our own command
     except Exception as error:
         raise FlowError(explain(error, settings, recovery_of(flow, settings))) from error
 
@@ -120,7 +136,7 @@ def _roll_up(settings: Settings) -> None:
     while not never.wait(ROLLUP_S):
         try:
             with connect(settings.clickhouse) as client:
-                merged = rollup(client, clock.now_us())
+                merged = rollup(client, host_clock.now_us())
         except (ClickHouseError, HTTPError, OSError) as error:
             log.warning("rollup: again in %d s: %s", ROLLUP_S, str(error).splitlines()[0])
         else:
@@ -155,23 +171,31 @@ def explain(error: BaseException, settings: Settings, directory: Path) -> str:
 def _run_cluster(flow: str, processes: int, duration_s: float | None, held: int) -> None:
     """Starts the processes, waits for the end of any, and stops the others: a cluster lives and dies as one.
 
+    Where they end since the host's clock was set, they are started anew.
+
     `held`: the lock's file, which they inherit: if this process is killed, they take seconds to end, and are not alone
     on their state if the next start does not wait for them.
     """
-    addresses = ",".join(f"127.0.0.1:{port}" for port in free_ports(processes))
     duration = [] if duration_s is None else ["--duration", str(duration_s)]
     children: list[Child] = []
     with StopSignal() as stop:
         try:
-            for process in range(processes):
-                arguments = [flow, "--process", str(process), "--addresses", addresses, *duration]
-                children.append(start_child("tailrace_infra.run", *arguments, pass_fds=(held,)))
-            stop.wait(None, [child.end for child in children])
-            for child in children:
-                child.process.terminate()
-            # Not stop(), which would send a second SIGTERM: while an interpreter ends, that kills it.
-            codes = [_code(child) for child in children]
-            if any(codes):
+            codes = [CLOCK_BACK_CODE]
+            while (set_anew := not {CLOCK_AHEAD_CODE, CLOCK_BACK_CODE}.isdisjoint(codes)) and not stop.is_set():
+                host_clock.begin(None if CLOCK_AHEAD_CODE in codes else host_clock.offset_us())
+                environment = {_OFFSET_VARIABLE: str(host_clock.offset_us())}
+                children.clear()
+                addresses = ",".join(f"127.0.0.1:{port}" for port in free_ports(processes))
+                for process in range(processes):
+                    arguments = [flow, "--process", str(process), "--addresses", addresses, *duration]
+                    child = start_child("tailrace_infra.run", *arguments, environment=environment, pass_fds=(held,))
+                    children.append(child)
+                stop.wait(None, [child.end for child in children])
+                for child in children:
+                    child.process.terminate()
+                # Not stop(), which would send a second SIGTERM: while an interpreter ends, that kills it.
+                codes = [_code(child) for child in children]
+            if any(codes) and not set_anew:
                 raise FlowError(f"a process of the cluster failed (exit codes {codes}); its log is above")
         except ChildError:
             if not stop.is_set():  # else Ctrl-C met it in the instant before it had its own session
@@ -202,6 +226,8 @@ def main() -> None:
     settings = Settings()
 
     def ready() -> None:
+        if _AGAIN_VARIABLE in os.environ:  # a second line would be taken for the end of its stdout
+            return
         announce_ready(recovery=str(recovery_of(options.flow, settings).resolve()))
 
     try:

@@ -14,7 +14,7 @@ from math import isinf
 from random import Random
 from typing import Any
 
-from tailrace_flows.core.chunk import Chunk, Mark
+from tailrace_flows.core.chunk import Ahead, Chunk, Mark
 from tailrace_flows.core.config import WindowConfig
 from tailrace_flows.core.feed import Record
 from tailrace_flows.core.partition import Partition
@@ -105,7 +105,7 @@ class Machine:
         self.polls += 1
         if self.polls % 2:  # as between processes
             items = pickle.loads(pickle.dumps(items))
-        by_shard: dict[str, list[Chunk | Mark]] = defaultdict(list)
+        by_shard: dict[str, list[Chunk | Mark | Ahead]] = defaultdict(list)
         for shard, item in items:
             by_shard[shard].append(item)
         self.now_us += 1  # a shard's clock is read after the source's

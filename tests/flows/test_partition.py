@@ -167,18 +167,6 @@ def test_a_service_is_idle_when_every_partition_that_carried_it_is() -> None:
     assert [row["count"] for row in machine.rows.values()] == [3]
 
 
-def test_a_clock_that_was_ahead_and_is_put_right_holds_up_neither_windows_nor_counters() -> None:
-    silent, other = Writer(), Writer("service-64")  # in one shard
-    machine = Machine([[silent.batch((1, 1.0))]], CONFIG, now_us=START_US + 3605 * S)
-    idle(machine, 2)
-    machine.now_us -= 3600 * S
-    machine.append([[other.batch((8, 2.0))]])
-    idle(machine, 16)  # it is 23 s now
-    machine.commit()
-    assert sorted(key.service for key in machine.rows) == ["cart", "service-64"]
-    assert machine.counters["shard 55", "service-64", "", Count.SAMPLES] == 1
-
-
 def test_idle_marks_end_when_everything_is_retired() -> None:
     w = Writer()
     machine = Machine([[w.batch((1, 1.0))]], CONFIG, now_us=START_US + 3 * S)

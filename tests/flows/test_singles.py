@@ -53,7 +53,7 @@ def together(records: list[Record], polls: int) -> tuple[Counter[Any], Counter[A
     letters: Counter[Any] = Counter()
     for part in np.array_split(np.arange(len(records)), polls):
         items, refused = reader.read([records[at] for at in part], NOW_US)
-        for _, chunk in items:
+        for chunk in [item for _, item in items if isinstance(item, Chunk)]:
             # Between processes a chunk is pickled, and its series table decoded from its bytes.
             for sample, other in zip(samples_of(chunk), samples_of(pickle.loads(pickle.dumps(chunk))), strict=True):
                 assert sample == other

@@ -80,6 +80,7 @@ FIRING: dict[str, tuple[dict[str, str], int]] = {
     "HttpSlow": ({"http.server.request.duration{service=shop} distribution": "6x10"}, 7),
     "Anomaly": ({"anomaly.flags{service=shop,detector=http-p99,metric=latency} counter": "_x2 1"}, 3),
     "Watchdog": ({"any gauge": "1"}, 1),
+    "ProducerClockWrong": ({"tailrace.samples.misdated{service=shop,tailrace.samples.time=late} gauge": "_x3 0.02"}, 4),
     "TailraceBehind": ({"tailrace.evaluation.delay{service=tailrace} gauge": "13x3 61"}, 4),
 }  # fmt: skip
 

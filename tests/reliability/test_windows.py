@@ -13,5 +13,5 @@ def test_every_row_and_counter_is_what_exact_computation_gives(seed: int) -> Non
 
 
 @pytest.mark.parametrize("seed", [*failed_before("host_clock"), *range(1, 7)])
-def test_a_clock_that_steps_back_makes_nothing_late(seed: int) -> None:
+def test_a_host_s_clock_that_is_set_makes_nothing_late(seed: int) -> None:
     clocks.play(seed)

@@ -19,7 +19,9 @@ from tailrace_schemas.samples import (
     decode_series_table,
 )
 
-__all__ = ["UNKNOWN_US", "Arrival", "Chunk", "Mark", "Refusal", "build_chunks", "is_fine", "joined", "time_range"]
+__all__ = [
+    "UNKNOWN_US", "Ahead", "Arrival", "Chunk", "Mark", "Refusal", "build_chunks", "is_fine", "joined", "time_range",
+]  # fmt: skip
 
 Ints = NDArray[np.int64]
 
@@ -59,6 +61,13 @@ class Mark(NamedTuple):
     """Wall time of an idle mark; 0 for the end of the stream."""
     retire: bool = True
     """Whether wall time may retire windows too, or only close them: a backfill that paused may go on."""
+
+
+class Ahead(NamedTuple):
+    """Live samples that were refused, as too far in the future."""
+
+    service: str
+    samples: int
 
 
 @dataclass(slots=True)

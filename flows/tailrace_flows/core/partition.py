@@ -1,6 +1,7 @@
 """One Kafka partition of samples: decoding, duplicates, idleness, and from where a replay must start.
 
-A plain state machine: records and wall time come as arguments. The Kafka adapter is `tailrace_flows.source`.
+A plain state machine: records and wall time come as arguments; that never leaps (`core/steady.py`).
+The Kafka adapter is `tailrace_flows.source`.
 See docs/architecture.md, "Recovery", for `held` and `position`.
 """
 
@@ -14,7 +15,7 @@ from tailrace_schemas.deadletter import MAX_PAYLOAD_BYTES, DeadLetter
 from tailrace_schemas.samples import Reason, Rejection, SampleBatch, decode
 from tailrace_schemas.topics import shard_of
 
-from tailrace_flows.core.chunk import UNKNOWN_US, Arrival, Chunk, Mark, Refusal, build_chunks, joined
+from tailrace_flows.core.chunk import UNKNOWN_US, Ahead, Arrival, Chunk, Mark, Refusal, build_chunks, joined
 from tailrace_flows.core.config import WindowConfig
 from tailrace_flows.core.counters import Count, Counters, dead_letters
 from tailrace_flows.core.feed import MAX_INVALID_RUN, PoisonedError, Record, is_elsewhere
@@ -32,7 +33,7 @@ ProducerName = tuple[str, str, str]
 """(service, stream, producer id)."""
 _Groups = dict[tuple[str, str, bytes, bool], list[Arrival]]
 """(service, stream, encoded series table, replayed) -> batches."""
-Keyed = tuple[str, Chunk | Mark]
+Keyed = tuple[str, Chunk | Mark | Ahead]
 """(shard, item)."""
 
 MARK_EVERY_US: Final = 2_000_000
@@ -204,10 +205,17 @@ class Partition:
             self.number, [(name[3], group) for name, group in groups.items()], max_future_us=self.config.max_future_us
         )
         chunks += built
-        letters += [self._refuse(one) for one in refusals if one.arrival.offset >= self._replay_until]
+        refusals = [one for one in refusals if one.arrival.offset >= self._replay_until]
+        letters += [self._refuse(one) for one in refusals]
+        ahead = [
+            Ahead(one.arrival.batch.service, one.samples)
+            for one in refusals
+            if one.reason is Reason.TOO_FAR_IN_FUTURE and not one.arrival.batch.stream
+        ]
         self._advance(chunks, ended, now_us)
         # A service that has sent no sample cannot fall silent: an empty chunk would never be followed by an idle mark.
         items: list[Keyed] = [(shard_of(chunk.service), chunk) for chunk in chunks if chunk.value.size]
+        items += [(shard_of(one.service), one) for one in ahead]
         for service, stream in ended:
             self._watermarks_us[(service, stream)] = AFTER_ALL
             self._newest_us.pop((service, stream), None)
@@ -280,7 +288,11 @@ class Partition:
             if newest > UNKNOWN_US:
                 self._newest_us[name] = max(newest, self._newest_us.get(name, newest))
                 self._segment.newest_us[name] = max(newest, self._segment.newest_us.get(name, newest))
-            self._seen_us[name] = now_us
+            # What is late moves nothing: a service of which nothing else comes is silent, since its clock is behind.
+            if newest > before - self.config.lateness_us:
+                self._seen_us[name] = now_us
+            else:
+                self._seen_us.setdefault(name, now_us)
             sent = [chunk.replayed for chunk in group if chunk.value.size]
             if sent and all(sent):
                 self._rebuilding.add(name)
@@ -306,14 +318,12 @@ class Partition:
 
     def idle_marks(self, now_us: int) -> list[Keyed]:
         """The partition is read to its end: marks for the services that have been silent for `idle`."""
-        if 0 <= now_us - self._marked_us < MARK_EVERY_US:
+        if now_us - self._marked_us < MARK_EVERY_US:
             return []
         self._marked_us = now_us
         items: list[Keyed] = []
         for name, newest_us in list(self._newest_us.items()):
-            # Seen in the future: the clock was ahead, and has been put right. It counts as silent from now on.
-            seen_us = self._seen_us[name] = min(self._seen_us[name], now_us)
-            silence_us = now_us - seen_us
+            silence_us = now_us - self._seen_us[name]
             if silence_us < self.config.idle_us:
                 continue
             retire = not name[1] or silence_us >= BACKFILL_IDLE_US

@@ -3,7 +3,7 @@
 A plain state machine: `now_us` is wall time, given by the caller. The Bytewax adapter is `tailrace_flows.windows`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
@@ -13,9 +13,10 @@ import pyarrow as pa
 from tailrace_schemas.rows import EVENTS
 from tailrace_schemas.topics import shard_of
 
-from tailrace_flows.core.chunk import Chunk, Mark
+from tailrace_flows.core.chunk import Ahead, Chunk, Mark
 from tailrace_flows.core.config import WindowConfig
 from tailrace_flows.core.counters import Count, Counters
+from tailrace_flows.core.misdated import Misdated
 from tailrace_flows.core.sealed import seal, unseal
 from tailrace_flows.core.table import Block, TableState, WindowTable
 
@@ -36,6 +37,8 @@ class Output(NamedTuple):
     blocks: list[Block]
     events: Any = None
     counters: Any = None
+    misdated: Sequence[Block] = ()
+    """Rows for the aggregates topic only."""
 
 
 @dataclass
@@ -78,16 +81,20 @@ class Shard:
             self._count_series(entry)
         if any(entry.table.dirty for entry in self._streams.values()):
             self._dirty_due_us = now_us + DIRTY_US
+        self._misdated = Misdated()
         self.warnings: list[str] = []
         """What an operator should read, each once; the caller takes them away."""
         self._warned: set[str] = set()
 
-    def on_items(self, items: Iterable[Chunk | Mark], now_us: int) -> Output:
+    def on_items(self, items: Iterable[Chunk | Mark | Ahead], now_us: int) -> Output:
         """Takes what the source brought, in order; returns the rows that are due."""
         events: list[Any] = []
         blocks: list[Block] = []
         touched: dict[tuple[str, str], _Stream] = {}
         for item in items:
+            if isinstance(item, Ahead):
+                self._misdated.count(item.service, item.samples, 0, item.samples, now_us)
+                continue
             name = (item.service, item.stream)
             entry = self._streams.get(name)
             if entry is None:
@@ -113,8 +120,6 @@ class Shard:
             else:
                 blocks += self._idle(entry, item)
                 self._count_series(entry)
-        if self._dirty_due_us is not None:  # the clock may have stepped back
-            self._dirty_due_us = min(self._dirty_due_us, now_us + DIRTY_US)
         emit_dirty = self._dirty_due_us is not None and now_us >= self._dirty_due_us
         for entry in self._streams.values() if emit_dirty else touched.values():
             blocks += entry.table.emit(dirty=emit_dirty)
@@ -123,7 +128,8 @@ class Shard:
             self._dirty_due_us = None
         elif self._dirty_due_us is None and any(entry.table.dirty for entry in touched.values()):
             self._dirty_due_us = now_us + DIRTY_US
-        return Output(blocks, pa.concat_batches(events) if events else None, self._due_counters(now_us))
+        misdated = tuple(self._misdated.blocks(now_us))
+        return Output(blocks, pa.concat_batches(events) if events else None, self._due_counters(now_us), misdated)
 
     def on_time(self, now_us: int) -> Output:
         """At `next_us`: corrections and counters that are due; forgets streams that have been silent for a day."""
@@ -166,7 +172,13 @@ class Shard:
     def _add(self, entry: _Stream, chunk: Chunk, now_us: int, events: list[Any]) -> None:
         entry.seen_us = now_us
         entry.idle[chunk.partition] = None
+        latest_us = now_us + self.config.max_future_us
         added = entry.table.add(chunk)
+        if not chunk.stream and not chunk.replayed:
+            # A record's time, by which the future is refused, is often its producer's own: then only ours can tell.
+            is_future = int(chunk.newest_us.max()) > latest_us
+            future = int((chunk.time_us > latest_us).sum()) if is_future else 0
+            self._misdated.count(chunk.service, chunk.value.size, added.late, future, now_us)
         of_service = entry.table.series >= self.config.max_series
         for name, value in (
             (Count.SAMPLES, added.samples),
@@ -235,10 +247,10 @@ class Shard:
         return entry.table.wall(mark.now_us, retire=all(entry.idle.values()))
 
     def _due_counters(self, now_us: int) -> Any:
-        self._counters_due_us = min(self._counters_due_us, now_us + COUNTERS_US)  # the clock may have stepped back
         if not self._counters.changed or now_us < self._counters_due_us:
             return None
         self._counters_due_us = now_us + COUNTERS_US
+        self._misdated.forget(now_us)
         return self._counters.rows(now_us)
 
 
