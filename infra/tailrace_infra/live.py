@@ -93,7 +93,7 @@ def line(overview: Overview, rate: float) -> str:
     parts += [f"anomaly={one.detector}({one.service})" for one in overview.anomalies]
     for top in overview.top[:1]:
         parts.append(f"busiest={top.metric} p99={human_value(top.p99, top.unit).replace(' ', '')}")
-    return " ".join(parts)
+    return visible(" ".join(parts), one_line=True)
 
 
 def screen(overview: Overview, rate: float, where: str, height: int = 40) -> RenderableType:

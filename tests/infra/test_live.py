@@ -83,6 +83,9 @@ def test_control_characters_of_names_and_attributes_reach_no_terminal() -> None:
     shown = drawn(overview, 900, 60)
     assert not set(shown) & set("\x1b\x07\x9b\u202e")
     assert shown.count("evil\\x1b]0;owned\\x07\\x9b2J\\u202e\\nline") == 9
+    logged = line(overview, 1.0)
+    assert not set(logged) & set("\x1b\x07\x9b\u202e\n")
+    assert "busiest=evil" in logged
 
 
 def test_text_in_brackets_is_shown_and_a_column_of_nothing_is_not() -> None:
