@@ -11,6 +11,7 @@ from tailrace_sinks.kafka import KafkaWriter
 from tailrace_sinks.slo_history import slo_history
 from urllib3.exceptions import HTTPError
 
+from tailrace_flows.behind import Behind, Spool
 from tailrace_flows.core.alerting.burn import Stored
 from tailrace_flows.settings import Settings
 
@@ -44,6 +45,12 @@ class Adapters:
             tls=TlsFiles(clickhouse.ca_file, clickhouse.certificate_file, clickhouse.key_file),
             stop=self.hurry,
         )
+
+    def behind(self) -> Behind:
+        """What a flow writes its rows with."""
+        recovery = self.settings.recovery
+        spool = Spool(recovery.directory / "spool", recovery.spool_mb * 1_000_000)
+        return Behind(self.clickhouse(), spool, stopping=self.stop.is_set)
 
     def slo_history(self, spec: SloSpec, until_us: int) -> list[Stored]:
         """What ClickHouse has of an objective's past.

@@ -198,7 +198,7 @@ def add_alerts(dataflow: Dataflow, adapters: Adapters, parts: Collection[str]) -
         responses = op.stateful_batch("respond", heard, lambda state: _Respond(config, state))
         op.output("notifications", responses, NotificationsSink(adapters.kafka, topics.notifications, topics.alerts))
         found.append(op.map_value("answers", responses, _stored))
-    op.output("findings", op.merge("all_findings", *found, *counts), FindingsSink(adapters.clickhouse))
+    op.output("findings", op.merge("all_findings", *found, *counts), FindingsSink(adapters.behind))
     op.output("letters", op.merge("all_letters", *all_letters), DeadLettersSink(adapters.kafka, topics.dead_letters))
 
 

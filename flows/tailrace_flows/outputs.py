@@ -5,8 +5,6 @@ or the process dies, the epoch is done again. Rows are versioned and dead letter
 is recognised. (Bytewax's `DynamicSink`s and its `KafkaSink` do not hold back the commit.)
 """
 
-import queue
-import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -19,6 +17,7 @@ from tailrace_schemas.rows import ANOMALIES, BASELINES, HEALTH, INCIDENTS, SLO_S
 from tailrace_sinks.kafka import KafkaWriter
 
 from tailrace_flows.alert_rows import alert_event_rows
+from tailrace_flows.behind import Behind
 from tailrace_flows.core.alerting.evaluator import Findings
 from tailrace_flows.core.alerting.responder import Response
 from tailrace_flows.core.chunk import UNKNOWN_US
@@ -26,13 +25,10 @@ from tailrace_flows.core.shard import Output
 
 __all__ = [
     "AggregatesSink", "ClickHouseSink", "DeadLettersSink", "EventsSink", "FindingsSink", "NotificationsSink",
-    "RowWriter",
 ]  # fmt: skip
 
 WRITE_ROWS = 20_000
 """Rows that are written before the epoch ends, so that the flow computes meanwhile, and memory is bounded."""
-WAITING_WRITES = 2
-"""Then the flow waits for ClickHouse."""
 AGGREGATE_BYTES = 400_000
 """A message's rows, at most, so that it stays below Kafka's default limit of 1 MB."""
 
@@ -44,12 +40,6 @@ SCHEMA_OF = {
     "baseline_rows": BASELINES,
 }
 TABLE_OF_SECONDS = {10: "rows_10s", 60: "rows_1m"}
-
-
-class RowWriter(Protocol):
-    """What writes record batches to a ClickHouse table, and returns when they are durable."""
-
-    def write(self, table: str, batches: list[Any]) -> None: ...
 
 
 PARTS = 16
@@ -103,13 +93,13 @@ class _Part(StatefulSinkPartition[Any, None]):
 class ClickHouseSink(_SharedSink):
     """Takes (shard, Output)."""
 
-    def __init__(self, writer: Callable[[], RowWriter]) -> None:
+    def __init__(self, writer: Callable[[], Behind]) -> None:
         super().__init__(lambda: _Rows(writer()))
 
 
 class _Rows:
-    def __init__(self, writer: RowWriter) -> None:
-        self._writer = _Behind(writer)
+    def __init__(self, writer: Behind) -> None:
+        self._writer = writer
         self._batches: dict[str, list[Any]] = {}
         self._rows = 0
         self._counters: list[Any] = []
@@ -142,42 +132,6 @@ class _Rows:
             self._writer.write("counter_rows", self._counters)
             self._counters = []
         self._writer.wait()
-
-
-class _Behind:
-    """Writes in a thread of its own, in order. Of two cores ClickHouse keeps one busy while the flow uses the other."""
-
-    def __init__(self, writer: RowWriter) -> None:
-        self._writer = writer
-        self._waiting: queue.Queue[tuple[str, list[Any]]] = queue.Queue(WAITING_WRITES)
-        self._failure: BaseException | None = None
-        # A daemon: once the flow has failed, nobody waits for ClickHouse.
-        threading.Thread(target=self._run, name="clickhouse", daemon=True).start()
-
-    def write(self, table: str, batches: list[Any]) -> None:
-        """Queues a write; raises what an earlier one raised."""
-        self._check()
-        self._waiting.put((table, batches))
-
-    def wait(self) -> None:
-        """Returns when all is durable; raises what a write raised."""
-        self._waiting.join()
-        self._check()
-
-    def _check(self) -> None:
-        if self._failure is not None:
-            raise self._failure
-
-    def _run(self) -> None:
-        while True:
-            table, batches = self._waiting.get()
-            try:
-                if self._failure is None:
-                    self._writer.write(table, batches)
-            except BaseException as error:  # noqa: BLE001 - raised again in the flow's thread
-                self._failure = error
-            finally:
-                self._waiting.task_done()
 
 
 class AggregatesSink(_SharedSink):
@@ -258,12 +212,12 @@ class _Events:
 class FindingsSink(_SharedSink):
     """Takes (key, Findings); writes their events and rows to ClickHouse."""
 
-    def __init__(self, writer: Callable[[], RowWriter]) -> None:
+    def __init__(self, writer: Callable[[], Behind]) -> None:
         super().__init__(lambda: _FindingRows(writer()))
 
 
 class _FindingRows:
-    def __init__(self, writer: RowWriter) -> None:
+    def __init__(self, writer: Behind) -> None:
         self._writer = writer
         self._events: list[AlertEvent] = []
         self._rows: dict[str, list[dict[str, Any]]] = {}
@@ -288,6 +242,7 @@ class _FindingRows:
         if self._blocks:
             self._writer.write("rows_10s", self._blocks)
         self._writer.write("counter_rows", self._counters)
+        self._writer.wait()
         self._events, self._rows, self._counters, self._blocks = [], {}, [], []
 
 

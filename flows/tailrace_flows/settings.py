@@ -175,6 +175,8 @@ class RecoverySettings(_Section):
     epoch_s: float = Field(1.0, gt=0, le=600)
     contents: Literal["replay", "snapshot"] = "replay"
     """`replay` reads open windows from Kafka again; `snapshot` stores them, for the embedded broker."""
+    spool_mb: int = Field(4096, ge=0)
+    """Of each process: what may wait on disk while ClickHouse is away. Beyond it, the flow waits for ClickHouse."""
 
 
 class GroupSettings(_Section):

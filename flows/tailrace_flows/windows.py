@@ -101,7 +101,7 @@ def add_windows(dataflow: Dataflow, adapters: Adapters, process: int) -> None:
     side = op.branch("side", kinds.falses, _is_letter)
     letters = op.key_on("dead_letter_key", side.trues, lambda letter: str(letter.partition))
     counters = op.key_on("counter_key", side.falses, lambda _: str(process))
-    op.output("clickhouse", op.merge("rows_and_counters", rows, counters), ClickHouseSink(adapters.clickhouse))
+    op.output("clickhouse", op.merge("rows_and_counters", rows, counters), ClickHouseSink(adapters.behind))
     op.output("aggregates", rows, AggregatesSink(adapters.kafka, topics.aggregates))
     op.output("dead_letters", letters, DeadLettersSink(adapters.kafka, topics.dead_letters))
 

@@ -1,9 +1,11 @@
 """What the sinks write to Kafka."""
 
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from tailrace_flows.behind import Behind, Spool
 from tailrace_flows.core.chunk import UNKNOWN_US
 from tailrace_flows.core.shard import Output
 from tailrace_flows.core.table import NO_ROWS, Block
@@ -76,9 +78,13 @@ def counters() -> Any:
     return pa.RecordBatch.from_arrays([pa.nulls(1, field.type) for field in COUNTERS], names=COUNTERS.names)
 
 
-def test_when_an_epoch_ends_all_rows_are_written_and_counters_after_them() -> None:
+def clickhouse_sink(table: Table, spool: Path) -> ClickHouseSink:
+    return ClickHouseSink(lambda: Behind(table, Spool(spool, 0)))
+
+
+def test_when_an_epoch_ends_all_rows_are_written_and_counters_after_them(tmp_path: Path) -> None:
     table, rows = Table(), many_rows("cart")
-    part = ClickHouseSink(lambda: table).build_part("clickhouse", "00", None)
+    part = clickhouse_sink(table, tmp_path).build_part("clickhouse", "00", None)
     for _ in range(WRITE_ROWS // rows.num_rows + 1):
         part.write_batch([Output([Block("cart", "", 10, 70, rows)], None, counters())])
     part.snapshot()
@@ -87,8 +93,8 @@ def test_when_an_epoch_ends_all_rows_are_written_and_counters_after_them() -> No
     assert table.written[-1] == ("counter_rows", WRITE_ROWS // rows.num_rows + 1)
 
 
-def test_a_write_that_fails_fails_the_epoch_and_all_that_follow() -> None:
-    part = ClickHouseSink(lambda: Table(OSError("no such table"))).build_part("clickhouse", "00", None)
+def test_a_write_that_fails_fails_the_epoch_and_all_that_follow(tmp_path: Path) -> None:
+    part = clickhouse_sink(Table(OSError("no such table")), tmp_path).build_part("clickhouse", "00", None)
     part.write_batch([Output([Block("cart", "", 10, 70, many_rows("cart").slice(0, 1))])])
     for _ in range(2):
         with pytest.raises(OSError, match="no such table"):

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tailrace_flows.config_topic import publish
 from tailrace_infra.child import Child
 from tailrace_schemas.alerts import AlertEvent, Command, CommandKind, Transition, time_of
@@ -21,6 +22,7 @@ from tailrace_sinks.kafka import KafkaWriter
 from tests.infra.command import tailrace
 from tests.infra.waiting import eventually
 from tests.system.harness import Bench, bench
+from tests.system.proxy import Mode, proxy_to
 
 S = 1_000_000
 ASIDE = (Transition.REJECTED, Transition.SILENCED, Transition.UNSILENCED)
@@ -216,3 +218,42 @@ def test_kills_change_no_event(embedded_broker: str, clickhouse_url: str, tmp_pa
         assert sorted((told(one) for one in events(b)), key=lambda one: one[1]) == expected
         stored = b.clickhouse.query("SELECT event_id FROM alert_events ORDER BY alert_id, sequence").result_rows
         assert [one for (one,) in stored] == [one.id for one in events(b)]
+
+
+@pytest.mark.parametrize("mode", [Mode.REFUSE, Mode.HANG])
+def test_alerts_go_out_while_clickhouse_is_away_and_it_has_all_of_it_afterwards(
+    embedded_broker: str, clickhouse_url: str, tmp_path: Path, mode: Mode
+) -> None:
+    """The flows are killed meanwhile, with what they keep for ClickHouse on disk."""
+    with (
+        proxy_to(clickhouse_url) as proxy,
+        bench(embedded_broker, clickhouse_url, tmp_path, f"alert_away_{mode.value}", "snapshot") as b,
+    ):
+        b.environment["TAILRACE_CLICKHOUSE__URL"] = proxy.url
+        put_in_force(b, CONFIG.replace("for: 20s", "for: 10s"))
+        host = Host(b, (now_us() // (10 * S) - 12) * 10 * S)
+        with flows(b, "windows", "alerts,slo,health") as running:
+            host.busy(0.5, 20)
+            eventually(lambda: b.counters().get("samples") == 20, 60)
+            proxy.mode = mode
+            expected = []
+            for round_ in range(3):
+                expected.append(("active", host.at_us // S + 20, "one"))
+                host.busy(0.95, 20)
+                expected.append(("resolved", host.at_us // S + 10, "one"))
+                host.busy(0.5, 20)
+                eventually(lambda: len(events(b)) == len(expected), 60)
+                if round_ == 1:
+                    for number, name in enumerate(("windows", "alerts,slo,health")):
+                        running[number].process.kill()
+                        running[number].stop()
+                        running[number] = b.start_flow(name, TAILRACE_WINDOWS__IDLE_S="600")
+            assert b.counters()["samples"] == 20
+            proxy.mode = Mode.PASS
+            host.busy(0.5, 20)
+            eventually(lambda: b.counters()["samples"] == 160, 60)
+        assert sorted((told(one) for one in events(b)), key=lambda one: one[1]) == expected
+        stored = b.clickhouse.query("SELECT event_id FROM alert_events ORDER BY alert_id, sequence").result_rows
+        assert [one for (one,) in stored] == [one.id for one in events(b)]
+        seconds = b.clickhouse.query("SELECT count(), sum(count) FROM windows WHERE metric = 'cpu'").result_rows
+        assert seconds == [(16, 160)]

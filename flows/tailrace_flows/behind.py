@@ -1,0 +1,278 @@
+"""Writing to ClickHouse beside the flow, and without it: what it does not take is kept on disk until it does.
+
+So that windows are computed and alerts go out while ClickHouse is away. Bytewax commits an epoch when its rows are in
+ClickHouse or in such a file. Rows are versioned, so one that is written again after a crash is recognised.
+"""
+
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import pyarrow as pa
+from tailrace_schemas.clock import monotonic_s, now_us
+from tailrace_sinks.kafka import StoppedError
+
+from tailrace_flows.private_files import open_private, private_directory
+from tailrace_flows.runner import LockedError, lock
+
+__all__ = ["Behind", "RowWriter", "Spool", "SpoolError"]
+
+log = logging.getLogger(__name__)
+
+PATIENCE_S: Final = 10.0
+"""A busy server takes seconds for an insert."""
+POLL_S: Final = 0.2
+WAITING_WRITES: Final = 2
+"""In memory; then the flow waits."""
+SAY_EVERY_S: Final = 30.0
+
+
+class RowWriter(Protocol):
+    """What writes record batches to a ClickHouse table, and returns when they are durable."""
+
+    def write(self, table: str, batches: list[Any]) -> None: ...
+
+
+class SpoolError(Exception):
+    """A file of the spool cannot be read; says which, and what to do."""
+
+
+class Spool:
+    """Writes in files, one each, in the order of their names. For one thread at a time.
+
+    Each process has a directory of its own in `root`, which it holds a lock on; what a dead one left is taken over by
+    who starts next. Files are Arrow streams, LZ4.
+    """
+
+    def __init__(self, root: Path, max_bytes: int) -> None:
+        """Touches no disk. `max_bytes`: of this process' files."""
+        self.root = root
+        self._max_bytes = max_bytes
+        self._sizes: dict[Path, int] = {}
+        self._added = 0
+        self._held = ExitStack()
+        self._own: Path | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the files."""
+        return sum(self._sizes.values())
+
+    def adopt(self) -> list[Path]:
+        """Takes over what dead processes left; in order."""
+        adopted = []
+        for directory in sorted(self.root.glob("[!.]*")) if self.root.exists() else []:
+            with suppress(LockedError, FileNotFoundError), lock(directory):
+                for path in directory.glob("*.arrow"):
+                    mine = path.rename(self._directory() / path.name)
+                    self._sizes[mine] = mine.stat().st_size
+                    adopted.append(mine)
+                for left in directory.iterdir():  # the lock, and a file that was never whole
+                    left.unlink()
+                directory.rmdir()
+        return sorted(adopted, key=lambda path: path.name)
+
+    def add(self, table: str, batches: list[Any]) -> Path | None:
+        """Durable when it returns; None: no room.
+
+        Raises:
+            OSError: the disk does not take it.
+        """
+        if self.size >= self._max_bytes:
+            return None
+        directory = self._directory()
+        self._added += 1
+        path = directory / f"{now_us():020d}-{self._added:06d}-{table}.arrow"
+        new = directory / "new"
+        with open_private(new, "wb") as file:
+            options = pa.ipc.IpcWriteOptions(compression="lz4")
+            with pa.ipc.new_stream(file, batches[0].schema, options=options) as stream:
+                for batch in batches:
+                    stream.write_batch(batch)
+            file.flush()
+            os.fsync(file.fileno())
+            self._sizes[path] = file.tell()
+        new.rename(path)
+        _sync(directory)
+        return path
+
+    def read(self, path: Path) -> list[Any]:
+        """The batches of a file.
+
+        Raises:
+            SpoolError: it is not as it was written.
+        """
+        try:
+            with path.open("rb") as file, pa.ipc.open_stream(file) as stream:
+                return list(stream)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise SpoolError(
+                f"{path} holds rows for ClickHouse and cannot be read ({error}): put it back from a copy, or move it "
+                "away, and its rows are lost"
+            ) from error
+
+    def remove(self, path: Path) -> None:
+        """Its rows are stored."""
+        path.unlink(missing_ok=True)
+        del self._sizes[path]
+
+    def _directory(self) -> Path:
+        if self._own is None:
+            private_directory(self.root)
+            name = f"{now_us():020d}-{os.getpid()}"
+            # Under its name it is locked from the start: else another process could take it for a dead one's.
+            new = self.root / f".{name}"
+            self._held.enter_context(lock(new))
+            self._own = new.rename(self.root / name)
+            _sync(self.root)
+        return self._own
+
+
+def _sync(directory: Path) -> None:
+    """Makes the names in it durable."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def table_of(path: Path) -> str:
+    """The table that a file's rows belong to."""
+    return path.stem.split("-", 2)[2]
+
+
+class _Write:
+    """One call of `Behind.write`: its batches, or where the spool has them."""
+
+    __slots__ = ("batches", "path", "table")
+
+    def __init__(self, table: str, batches: list[Any] | None, path: Path | None = None) -> None:
+        self.table = table
+        self.batches = batches
+        self.path = path
+
+
+class Behind:
+    """Writes in a thread of its own, in order. Of two cores ClickHouse keeps one busy while the flow uses the other.
+
+    Memory: WAITING_WRITES writes and the one that is being made.
+
+    Args:
+        stopping: once true, `wait` waits for all that ClickHouse still takes.
+        patience_s: ClickHouse is away when it has stored nothing for so long that it was given.
+    """
+
+    def __init__(
+        self,
+        writer: RowWriter,
+        spool: Spool,
+        *,
+        stopping: Callable[[], bool] = lambda: False,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        self._writer = writer
+        self._spool = spool
+        self._stopping = stopping
+        self._patience_s = patience_s
+        self._changed = threading.Condition()
+        self._writes = deque(_Write(table_of(path), None, path) for path in spool.adopt())
+        if self._writes:
+            log.info("%d writes that waited for ClickHouse when a flow ended are made now", len(self._writes))
+        self._first_since_s = monotonic_s()
+        """When the first of the writes became the first."""
+        self._failure: BaseException | None = None
+        self._said_s = float("-inf")
+        # A daemon: once the flow has failed, nobody waits for ClickHouse.
+        threading.Thread(target=self._run, name="clickhouse", daemon=True).start()
+
+    def write(self, table: str, batches: list[Any]) -> None:
+        """Queues a write; raises what an earlier one raised."""
+        if not batches:
+            return
+        with self._changed:
+            if not self._writes:
+                self._first_since_s = monotonic_s()
+            self._writes.append(_Write(table, batches))
+            self._changed.notify_all()
+            self._settle(WAITING_WRITES)
+
+    def wait(self) -> None:
+        """Returns when all is durable, in ClickHouse or in the spool; raises what a write raised."""
+        with self._changed:
+            self._settle(0)
+            while self._stopping() and self._writes and self._failure is None and not self._is_late():
+                self._changed.wait(POLL_S)
+            self._settle(0)
+
+    def _settle(self, most: int) -> None:
+        """Until at most so many writes are in memory alone."""
+        while True:
+            alone = [one for one in self._writes if one.batches is not None]
+            # The writer gives up where the process is to end: what it has not stored is kept for the next.
+            gave_up = isinstance(self._failure, StoppedError)
+            if self._failure is not None and not gave_up:
+                raise self._failure
+            if len(alone) <= most:
+                return
+            # When ClickHouse is back, the flow does not wait for it until hardly anything is left on disk.
+            behind = gave_up or len(self._writes) - len(alone) > WAITING_WRITES or self._is_late()
+            if behind and self._keep(alone[0]):
+                continue
+            if gave_up:
+                raise self._failure  # type: ignore[misc]  # it is a StoppedError
+            self._changed.wait(POLL_S)
+
+    def _is_late(self) -> bool:
+        return monotonic_s() - self._first_since_s > self._patience_s
+
+    def _keep(self, one: _Write) -> bool:
+        """Puts a write into the spool; false: it has no room."""
+        assert one.batches is not None
+        full = "that is recovery.spool_mb"
+        try:
+            one.path = self._spool.add(one.table, one.batches)
+        except OSError as error:
+            full = str(error)
+        if one.path is not None:
+            one.batches = None
+        if monotonic_s() - self._said_s > SAY_EVERY_S:
+            self._said_s = monotonic_s()
+            log.warning(
+                "ClickHouse is away or behind: %d writes, %.1f MB, wait for it in %s%s",
+                len(self._writes), self._spool.size / 1e6, self._spool.root,
+                "" if one.path else f"; {full}, so the flow waits, and alerts with it",
+            )  # fmt: skip
+        return one.path is not None
+
+    def _run(self) -> None:
+        try:
+            while True:
+                self._make_first()
+        except BaseException as error:  # noqa: BLE001 - raised again in the flow's thread
+            with self._changed:
+                self._failure = error
+                self._changed.notify_all()
+
+    def _make_first(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._writes)
+            one = self._writes[0]
+            batches = one.batches
+        if batches is None:
+            assert one.path is not None
+            batches = self._spool.read(one.path)
+        self._writer.write(one.table, batches)
+        with self._changed:
+            if one.path is not None:  # perhaps only since the write began
+                self._spool.remove(one.path)
+            self._writes.popleft()
+            self._first_since_s = monotonic_s()
+            if one.path is not None and not self._writes:
+                log.info("ClickHouse has caught up")
+            self._changed.notify_all()

@@ -1,0 +1,185 @@
+"""What ClickHouse does not take at once: it is kept on disk, comes in order, and survives the process."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from tailrace_flows import behind as module
+from tailrace_flows.behind import Behind, RowWriter, Spool, SpoolError
+from tailrace_sinks.kafka import StoppedError
+
+from tests.infra.waiting import eventually
+
+MB = 1_000_000
+
+
+class Table:
+    """ClickHouse as a writer meets it: while it is away, writes wait."""
+
+    def __init__(self, *, away: bool = False) -> None:
+        self.is_there = threading.Event()
+        self.fails_with: BaseException | None = None
+        self.asked = 0
+        self.stored: list[tuple[str, list[int]]] = []
+        if not away:
+            self.is_there.set()
+
+    def write(self, table: str, batches: list[Any]) -> None:
+        self.asked += 1
+        self.is_there.wait(60)
+        if self.fails_with is not None:
+            raise self.fails_with
+        self.stored.append((table, [value for batch in batches for value in batch["n"].to_pylist()]))
+
+    @property
+    def numbers(self) -> list[int]:
+        return [number for _, numbers in self.stored for number in numbers]
+
+
+def rows(*numbers: int) -> list[Any]:
+    return [pa.RecordBatch.from_pydict({"n": [number]}) for number in numbers]
+
+
+def behind(table: RowWriter, root: Path, *, spool_mb: float = 1.0, patience_s: float = 0.0, **options: Any) -> Behind:
+    """With no patience: what is not stored at once is on disk."""
+    return Behind(table, Spool(root, int(spool_mb * MB)), patience_s=patience_s, **options)
+
+
+def files(root: Path) -> list[Path]:
+    return sorted(root.glob("*/*.arrow"))
+
+
+def test_while_clickhouse_takes_rows_nothing_is_put_on_disk(tmp_path: Path) -> None:
+    table = Table()
+    writes = behind(table, tmp_path / "spool", patience_s=60)
+    for number in range(10):
+        writes.write("a", rows(number))
+    writes.wait()
+    assert table.numbers == list(range(10))
+    assert not (tmp_path / "spool").exists()
+
+
+def test_the_flow_goes_on_while_clickhouse_is_away_and_all_comes_in_order_afterwards(tmp_path: Path) -> None:
+    table = Table(away=True)
+    writes = behind(table, tmp_path)
+    for number in range(20):
+        writes.write("a" if number % 2 else "b", rows(number, 100 + number))
+        writes.wait()
+    assert table.stored == []
+    assert len(files(tmp_path)) == 20
+    assert files(tmp_path)[0].stat().st_mode & 0o077 == 0
+
+    table.is_there.set()
+    eventually(lambda: len(table.stored) == 20)
+    assert table.stored == [("a" if n % 2 else "b", [n, 100 + n]) for n in range(20)]
+    eventually(lambda: not files(tmp_path))
+
+    writes = behind(table, tmp_path, patience_s=60)
+    writes.write("a", rows(20))
+    writes.wait()
+    assert table.numbers[-1] == 20
+
+
+@pytest.mark.parametrize("patience_s", [0.0, 60.0])
+def test_what_a_killed_process_left_is_stored_by_the_next_before_its_own(tmp_path: Path, patience_s: float) -> None:
+    dead = Spool(tmp_path, MB)
+    for number in range(3):
+        assert dead.add("a", rows(number))
+    dead._held.close()  # as the kernel does with its lock
+    (dead._own or tmp_path).joinpath("new").write_bytes(b"torn")
+
+    table = Table()
+    writes = behind(table, tmp_path, patience_s=patience_s, stopping=lambda: True)
+    writes.write("a", rows(3))
+    writes.wait()
+    eventually(lambda: table.numbers == [0, 1, 2, 3])
+    eventually(lambda: not files(tmp_path))
+
+
+def test_what_a_living_process_has_on_disk_is_left_to_it(tmp_path: Path) -> None:
+    living = Spool(tmp_path, MB)
+    living.add("a", rows(1))
+    table = Table()
+    writes = behind(table, tmp_path, patience_s=60)
+    writes.write("a", rows(2))
+    writes.wait()
+    assert table.numbers == [2]
+    assert len(files(tmp_path)) == 1
+
+
+def test_with_a_full_spool_the_flow_waits_for_clickhouse(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    table = Table(away=True)
+    writes = behind(table, tmp_path, spool_mb=0.0)
+    writes.write("a", rows(1))
+    waited = threading.Event()
+    waiting = threading.Thread(target=lambda: (writes.wait(), waited.set()))
+    waiting.start()
+    eventually(lambda: "recovery.spool_mb, so the flow waits" in caplog.text)
+    assert not waited.is_set()
+    table.is_there.set()
+    waiting.join(10)
+    assert (waited.is_set(), table.numbers) == (True, [1])
+
+
+def test_with_a_full_disk_the_flow_waits_for_clickhouse(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.os, "fsync", full)
+    table = Table(away=True)
+    writes = behind(table, tmp_path)
+    writes.write("a", rows(1))
+    waiting = threading.Thread(target=writes.wait)
+    waiting.start()
+    eventually(lambda: "No space left on device, so the flow waits" in caplog.text)
+    table.is_there.set()
+    waiting.join(10)
+    assert table.numbers == [1]
+    assert not files(tmp_path)
+
+
+def test_rows_that_clickhouse_refuses_stop_the_flow_and_stay_on_disk(tmp_path: Path) -> None:
+    table = Table(away=True)
+    writes = behind(table, tmp_path)
+    writes.write("a", rows(1))
+    writes.wait()
+    table.fails_with = ValueError("no such table")
+    table.is_there.set()
+    with pytest.raises(ValueError, match="no such table"):
+        eventually(writes.wait)  # it returns None until the refusal is known
+    assert len(files(tmp_path)) == 1
+
+
+def test_a_process_that_ends_while_clickhouse_is_away_keeps_its_rows_for_the_next(tmp_path: Path) -> None:
+    table = Table()
+    table.fails_with = StoppedError("the process is to end")
+    writes = behind(table, tmp_path, patience_s=60)
+    writes.write("a", rows(1))
+    writes.wait()
+    assert len(files(tmp_path)) == 1
+
+
+def test_a_process_that_ends_waits_for_what_clickhouse_still_takes(tmp_path: Path) -> None:
+    dead = Spool(tmp_path, MB)
+    for number in range(5):
+        dead.add("a", rows(number))
+    dead._held.close()
+    table = Table()
+    writes = behind(table, tmp_path, patience_s=60, stopping=lambda: True)
+    writes.wait()
+    assert table.numbers == [0, 1, 2, 3, 4]
+
+
+def test_a_damaged_file_stops_the_flow_and_is_named(tmp_path: Path) -> None:
+    dead = Spool(tmp_path, MB)
+    dead.add("a", rows(*range(100)))
+    dead._held.close()
+    (path,) = files(tmp_path)
+    path.write_bytes(path.read_bytes()[:200])
+    writes = behind(Table(), tmp_path, patience_s=60, stopping=lambda: True)
+    with pytest.raises(SpoolError, match=rf"{path.name} holds rows for ClickHouse and cannot be read .*move it away"):
+        writes.wait()
