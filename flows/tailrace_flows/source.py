@@ -26,13 +26,15 @@ from tailrace_flows.core.feed import Feed, Record
 from tailrace_flows.core.partition import Partition
 from tailrace_flows.core.shard import Output
 
-__all__ = ["Place", "Side", "TopicSource", "sample_source"]
+__all__ = ["Place", "Side", "TopicSource", "Turns", "sample_source"]
 
 log = logging.getLogger(__name__)
 
 MAX_RECORDS = 2_000
 MAX_BYTES = 8 * 1024 * 1024
 """A poll's size, aimed at: one call of the windows gets thousands of samples, and memory stays bounded."""
+MAX_ROUND_BYTES = 16 * 1024 * 1024
+"""A round's size, aimed at: what all partitions of a process bring before any of it is worked off."""
 IDLE_POLL = timedelta(milliseconds=10)
 COUNTERS_US = 2_000_000
 METADATA_TIMEOUT_S = 30.0
@@ -84,6 +86,7 @@ class TopicSource(FixedPartitionedSource[Any, bytes]):
         self._stop = stop
         self._since_us = since_us
         self._origin = _Origin(client, topic)
+        self._turns = Turns(MAX_ROUND_BYTES)
 
     def list_parts(self) -> list[str]:
         consumer = self._consumer()
@@ -109,7 +112,7 @@ class TopicSource(FixedPartitionedSource[Any, bytes]):
                 "%s[%d] is now %s, the state came from %s (cluster/topic id): reading from its start",
                 *place_of(place), origin, partition.moved_from,
             )  # fmt: skip
-        reader = _Reader(consumer, partition, self._origin, self._stop)
+        reader = _Reader(consumer, partition, self._origin, self._turns, self._stop)
         reader.begin(low, high)
         return reader
 
@@ -216,15 +219,48 @@ class _Origin:
         return f"{self._cluster}/{description.topic_id}"
 
 
+class Turns:
+    """Which of a process' partitions may read, so that a round of them brings about `max_bytes`.
+
+    Bytewax asks all partitions, in the order of their numbers, and has what they brought worked off before it asks
+    again. Under a backlog a round of many partitions would take a second and hundreds of megabytes, and in a cluster
+    the others would wait for its end at each epoch. Who had no turn goes first in the next round.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = self._left = max_bytes
+        self._asked = -1
+        self._first = self._next_first = 0
+
+    def may_read(self, number: int) -> bool:
+        """To be called for each partition of a round, ascending."""
+        if number <= self._asked:
+            self._first, self._next_first = self._next_first, 0
+            self._left = self._max_bytes
+        self._asked = number
+        if number < self._first:
+            return False
+        if self._left <= 0 and not self._next_first:
+            self._next_first = number
+        return self._left > 0
+
+    def took(self, size: int) -> None:
+        """So many bytes were read."""
+        self._left -= size
+
+
 class _Reader(StatefulSourcePartition[Any, bytes]):
     """Reads one partition for its feed, with a consumer of its own."""
 
-    def __init__(self, consumer: Consumer, partition: Feed[Any], origin: "_Origin", stop: threading.Event) -> None:
+    def __init__(
+        self, consumer: Consumer, partition: Feed[Any], origin: "_Origin", turns: Turns, stop: threading.Event
+    ) -> None:
         self._consumer = consumer
         self._partition = partition
         self._place = TopicPartition(partition.topic, partition.number)
         self._origin = origin
         self._known = origin.known
+        self._turns = turns
         self._stop = stop
         self._at_end = False
         self._empty = False
@@ -267,6 +303,9 @@ class _Reader(StatefulSourcePartition[Any, bytes]):
             if counters is None:
                 raise StopIteration
             return [Output([], None, counters)]
+        if not self._turns.may_read(self._partition.number):
+            self._empty = False
+            return []
         records: list[Record] = []
         errors: list[KafkaError] = []
         size = 0
@@ -280,6 +319,7 @@ class _Reader(StatefulSourcePartition[Any, bytes]):
             value = message.value()
             size += len(value) if value is not None else 0
             records.append(Record(message.offset(), message.timestamp()[1] * 1000, value, message.key()))
+        self._turns.took(size)
         out: list[Any] = []
         if (origin := self._origin.look(now_us)) != self._known:
             self._known = origin
