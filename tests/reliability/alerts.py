@@ -47,8 +47,8 @@ routing:
   repeat_interval: 5m
   routes: [{where: {severity: critical}, receiver: pager, group_by: [alertname]}]
 """
-SETTLED_US = 3600 * S
-"""By then every silence is over and every group has been looked at."""
+SETTLED_US = (3600 + 30) * S
+"""By then every silence is over, nothing flaps any more (1 h), and every group has been looked at since (30 s)."""
 
 Labelled = dict[Labels, float]
 

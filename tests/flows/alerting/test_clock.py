@@ -86,6 +86,14 @@ def test_after_a_restart_nobody_is_taken_for_silent() -> None:
     assert clock.stalled(1030 * S) == ["b"]
 
 
+def test_after_a_restart_those_who_are_not_known_yet_have_time_to_be_heard_of() -> None:
+    clock = EvaluationClock(0)
+    clock.resume(100 * S)
+    assert clock.advance(100 * S) is None
+    clock.hear("a", 10 * S, 101 * S)
+    assert clock.advance(101 * S) == 10 * S
+
+
 def test_a_service_that_was_gone_for_a_day_is_forgotten_by_a_restart() -> None:
     clock = EvaluationClock(0)
     clock.hear("a", 0, 0)

@@ -33,7 +33,7 @@ class EvaluationClock:
     """Reached event time never goes back. State: 200 bytes a service."""
 
     started_us: int
-    """Wall time when there was nothing yet."""
+    """Wall time when there was nothing yet, or of the last restart."""
     reached_us: int | None = None
     services: dict[str, _Service] = field(default_factory=dict)
 
@@ -77,7 +77,11 @@ class EvaluationClock:
         return min((at for at in due if at > now_us), default=now_us + STALL_US // 3)
 
     def resume(self, now_us: int) -> None:
-        """After a restart: everybody has as long as ever to be heard of; who was silent for a day is forgotten."""
+        """After a restart: everybody has as long as ever to be heard of; who was silent for a day is forgotten.
+
+        Also who is not known yet: what was told while nobody was here is still to be read, and is not to be passed by.
+        """
+        self.started_us = now_us
         self.services = {
             name: _Service(one.watermark_us, now_us)
             for name, one in self.services.items()
