@@ -13,6 +13,7 @@ from functools import partial
 from itertools import chain, count
 from math import isnan
 from random import Random
+from typing import Any
 from zlib import crc32
 
 from tailrace_flows.core.alerting.evaluator import EVALUATORS, Evaluator, Findings
@@ -277,6 +278,11 @@ class _Judge:
         self.told[event_id(alert, transition, cause)] = (alert, transition.value, known.sequence)
 
 
+def _first_few(random: Random, pending: list[Any]) -> list[Any]:
+    """The same numbers are drawn whatever there is, so that a seed stays the same world."""
+    return pending[: int(random.random() * (len(pending) + 1))]
+
+
 # -- the machines ----------------------------------------------------------------------------------------
 
 Item = WindowRows | Command
@@ -321,7 +327,7 @@ class _Evaluators:
 
     def crash(self, random: Random, now_us: int) -> None:
         """A part of what was given since the last commit is on the topic."""
-        self.topic += self._pending[: random.randint(0, len(self._pending))]
+        self.topic += _first_few(random, self._pending)
         self._pending = []
         self.every = [Evaluator.restored(PLAN, self.config, now_us, state) for state in self._states]
         found: list[Findings] = [one.on_time(now_us) for one in self.every]
@@ -339,7 +345,8 @@ class _Response:
         self.sent: list[Notification] = []
         self.answers: list[AlertEvent] = []
         self.heard = 0
-        self._committed = (self.responder.snapshot(), 0)
+        self._snapshots = [(self.responder.snapshot(), 0)]
+        """The last two: while one is being stored, a crash goes back to the one before."""
         self._pending: list[Notification] = []
 
     def read(self, topic: list[AlertEvent], most: int, now_us: int) -> None:
@@ -351,7 +358,8 @@ class _Response:
     def command(self, command: Command, now_us: int) -> None:
         self.responder.on_command(command, now_us)
         self.look(now_us)
-        self.commit()  # commands of a crashed responder come again after events; nobody promises their order
+        for _ in range(2):  # commands of a crashed responder come again after events; nobody promises their order
+            self.commit()
 
     def look(self, now_us: int) -> None:
         found = self.responder.on_time(now_us)
@@ -361,12 +369,13 @@ class _Response:
     def commit(self) -> None:
         self.sent += self._pending
         self._pending = []
-        self._committed = (self.responder.snapshot(), self.heard)
+        self._snapshots = [*self._snapshots[-1:], (self.responder.snapshot(), self.heard)]
 
     def crash(self, random: Random, now_us: int) -> None:
-        self.sent += self._pending[: random.randint(0, len(self._pending))]
+        self.sent += _first_few(random, self._pending)
         self._pending = []
-        state, self.heard = self._committed
+        state, self.heard = self._snapshots[-1 if random.random() < 0.5 else 0]
+        self._snapshots = [(state, self.heard)]
         self.responder = Responder(self.config, now_us, state)
 
 
@@ -500,7 +509,7 @@ class World:
         while (due_us := self.response.responder.next_us()) is not None and due_us <= until_us:
             self.now_us = max(self.now_us, due_us)
             self.response.look(self.now_us)
-        self.response.commit()
+            self.response.commit()
 
     def check(self) -> None:
         """Events are those of the judge, in order, and everybody knows in the end what is so."""

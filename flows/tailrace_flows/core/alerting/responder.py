@@ -4,8 +4,13 @@ A plain state machine of one key; time is wall time, given by the caller. Give i
 
     responder.on_event(event, now_us)
     response = responder.on_time(now_us)
+
+Guarantee: a notification is given out when a state that has it is stored, and not before. Decided again after a crash
+it could be another one: what fired may be over by then, and a receiver that was told so would never hear of its end.
+The price is the time until then, one to two epochs.
 """
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -23,7 +28,11 @@ __all__ = ["Responder", "Response"]
 
 UNANSWERED_US: Final = 2_000_000
 """An evaluator answers a command about an alert that it knows, well within this time."""
-STATE_VERSION: Final = 1
+SNAPSHOTS: Final = 2
+"""So many later a state is stored. Bytewax begins an epoch while the one before it is being stored, but no third."""
+LOOK_US: Final = 100_000
+"""While something waits to be stored, it is looked after so often: each epoch then has a snapshot."""
+STATE_VERSION: Final = 2
 
 
 class Response(NamedTuple):
@@ -51,9 +60,14 @@ class Responder:
         self._events: list[AlertEvent] = []
         self._answers: list[AlertEvent] = []
         """What came since the last `on_time`; a snapshot is never taken in between."""
+        self._snapshots = 0
+        self._decided: deque[tuple[int, Notification]] = deque()
+        """What is to be given out, and after how many snapshots."""
+        self._look_us = now_us
         dispatcher = incidents = None
         if state is not None:
-            dispatcher, incidents, self._waiting = unseal(STATE_VERSION, state)
+            dispatcher, incidents, self._waiting, decided = unseal(STATE_VERSION, state)
+            self._decided += ((0, Notification.model_validate_json(one)) for one in decided)
         self._dispatcher = Dispatcher(DispatchConfig.of(self._config.values()), dispatcher, now_us)
         self._incidents = Incidents(incidents)
 
@@ -88,18 +102,27 @@ class Responder:
         unanswered = [cause for cause, (due_us, _) in self._waiting.items() if due_us <= now_us]
         answers = self._answers + [_unknown(cause, self._waiting.pop(cause)[1]) for cause in unanswered]
         events, self._events, self._answers = self._events, [], []
-        return Response(self._dispatcher.on_time(now_us), answers, self._incidents.on_events(events))
+        self._decided += ((self._snapshots + SNAPSHOTS, one) for one in self._dispatcher.on_time(now_us))
+        self._look_us = now_us + LOOK_US
+        stored = []
+        while self._decided and self._decided[0][0] <= self._snapshots:
+            stored.append(self._decided.popleft()[1])
+        return Response(stored, answers, self._incidents.on_events(events))
 
     def next_us(self) -> int | None:
         """When `on_time` is wanted."""
         due = [due_us for due_us, _ in self._waiting.values()]
         if (of_dispatcher := self._dispatcher.next_us()) is not None:
             due.append(of_dispatcher)
+        if self._decided:
+            due.append(self._look_us)
         return min(due, default=None)
 
     def snapshot(self) -> bytes:
-        """The state for recovery."""
-        return seal(STATE_VERSION, (self._dispatcher.snapshot(), self._incidents.snapshot(), self._waiting))
+        """The state for recovery; to be called once an epoch."""
+        self._snapshots += 1
+        decided = [one.model_dump_json() for _, one in self._decided]
+        return seal(STATE_VERSION, (self._dispatcher.snapshot(), self._incidents.snapshot(), self._waiting, decided))
 
 
 def _unknown(cause: str, command: Command) -> AlertEvent:
