@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 import psutil
+from tailrace_flows.behind import PATIENCE_S
 from tailrace_schemas.clock import monotonic_s, now_us
 
 from tests.reliability.attack import Plot, Result, Run, attack
@@ -89,8 +90,8 @@ def watching(*watched: Looking, every_s: float = 0.5) -> Iterator[None]:
 
 @attack(
     name="store",
-    promise="ClickHouse may go away, hang, refuse, fill up or lose its answers: the flow waits with bounded memory, "
-    "catches up, and every row is exact.",
+    promise="ClickHouse may go away, hang, refuse, fill up or lose its answers: rows go on to the aggregates topic, "
+    "with bounded memory, what is to be stored waits on disk, and every row is exact.",
     what="Between the flow and ClickHouse: refused connections, a server that hangs, that is slow, that cuts the "
     "connection before, within and after an insert that it took, too many parts, read-only, no memory, no right; in "
     "random order under live load, with one long absence.",
@@ -104,7 +105,7 @@ def store(run: Run) -> Result:
     rng = random.Random(run.seed)
     kinds = ["refuse", "hang", "slow", "cut after", *FAULTS]
     order = [kind for _ in range(-(-run.size // len(kinds))) for kind in rng.sample(kinds, len(kinds))][: run.size]
-    away_s = min(120.0, 5.0 * run.size)
+    away_s = max(30.0, min(120.0, 5.0 * run.size))
     with (
         World.of(run.directory, "store") as world,
         http_proxy_to(world.bench.settings.clickhouse.url) as http,
@@ -114,7 +115,8 @@ def store(run: Run) -> Result:
         seconds = int(40 + run.size * 6 + away_s) // 10 * 10
         traffic = Traffic(run.seed, starts_on_window(now_us()), seconds, samples=1000)
         world.add_traffic(traffic)
-        watched, done, grown_mb = Watched(flow), Counter[str](), 0.0
+        aggregates = world.bench.settings.kafka.topics.aggregates
+        watched, done, grown_mb, told = Watched(flow), Counter[str](), 0.0, 0
         with watching(watched):
             world.until(lambda: world.bench.counters().get("samples"), "samples are counted")
             for number, kind in enumerate(["away", *order]):
@@ -123,7 +125,13 @@ def store(run: Run) -> Result:
                 cuts = proxy.cuts
                 if kind in ("refuse", "hang", "away"):
                     proxy.mode = Mode.HANG if kind == "hang" else Mode.REFUSE
-                    threading.Event().wait(away_s if kind == "away" else rng.uniform(1, 4))
+                    if kind == "away":
+                        threading.Event().wait(PATIENCE_S + 2)
+                        told = -len(world.bench.read_topic(aggregates))
+                        threading.Event().wait(away_s - PATIENCE_S - 2)
+                        told += len(world.bench.read_topic(aggregates))
+                    else:
+                        threading.Event().wait(rng.uniform(1, 4))
                     proxy.mode = Mode.PASS
                 elif kind == "slow":
                     proxy.delay_s = 0.2
@@ -142,9 +150,10 @@ def store(run: Run) -> Result:
         rows = check_rows(world.bench, made)
     ended = world.ended["windows"]
     assert ended >= done["no right"], "what no repetition cures stops the flow"
+    assert told > 0, "while ClickHouse was away no rows came to the aggregates topic"
     assert grown_mb < MOST_GROWTH_MB, f"the flow grew by {grown_mb:.0f} MB"
     figures = {
-        **dict(sorted(done.items())), "seconds away": away_s,
+        **dict(sorted(done.items())), "seconds away": away_s, "messages of rows on the topic meanwhile": told,
         "memory: growth in a fault, at most, MB": grown_mb, "memory: most, MB": watched.most_mb(),
         "samples": made.counters["samples"], "rows equal to the oracle": rows,
         "stops of the flow with what to do (no right)": ended,
