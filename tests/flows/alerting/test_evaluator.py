@@ -182,6 +182,16 @@ def test_what_is_active_is_told_again_after_a_restart() -> None:
     assert [one.id for one in world.events[told:]] == [world.events[0].id]
 
 
+def test_what_is_said_before_anybody_was_heard_is_judged_although_the_flow_was_down() -> None:
+    world = World()
+    world.commit()
+    world.now_us += 120 * S
+    world.crash()
+    world.events += world.evaluator.on_time(world.now_us).events
+    world.rows(block(WALL_US // S + end_s, value) for end_s, value in ((10, 0.95), (20, 0.95), (30, 0.5)))
+    assert world.told() == [("active", WALL_US // S + 20), ("resolved", WALL_US // S + 30)]
+
+
 def test_a_gap_is_judged_once_at_its_end() -> None:
     world = World()
     world.rows([*history([0.95, 0.95]), block(5000, 0.95), block(5010, 0.95)])
