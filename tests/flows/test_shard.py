@@ -15,8 +15,8 @@ from tailrace_flows.core.shard import Shard
 from tailrace_schemas.samples import KINDS, Series, decode_series_table, encode_series_table
 from tailrace_schemas.topics import shard_of
 
-from tests.flows.machine import START_US, Machine, S, check, check_row
-from tests.flows.oracle import Batch, expect
+from tests.flows.machine import START_US, Machine, S, check, check_row, check_rows
+from tests.flows.oracle import Batch, Single, expect
 from tests.flows.writing import CONFIG, LATENCY, TOTAL, Writer, idle, run, versions
 
 DAY_S = 24 * 3600
@@ -537,6 +537,56 @@ def test_a_row_that_closed_before_its_partition_was_replayed_is_made_whole_after
         0: 1,
         20: 1,
     }
+
+
+def test_a_drain_before_the_replay_with_less_lateness_forgets_no_window_that_is_to_be_rebuilt() -> None:
+    w = Writer()
+    log = [w.batch((1, 1.0), series=TOTAL), w.batch((65, 3.0), series=TOTAL), w.batch((90, 4.0), series=TOTAL)]
+    machine = Machine([log], CONFIG)
+    machine.poll(0, 2)
+    machine.commit()
+    machine.config = WindowConfig(lateness_s=1, max_future_s=1)
+    machine.crash()
+    machine.drain()
+    machine.finish()
+    check_rows(machine.rows, expect([log], CONFIG).rows, CONFIG)
+
+
+def test_a_new_point_before_one_that_another_partition_has_still_to_replay_corrects_its_row() -> None:
+    w = Writer()
+    log = [w.batch((11, 1.0)), w.batch((15, 5.0), series=TOTAL), w.batch((30, 1.0))]
+    new = [w.batch((4, 2.0), series=TOTAL)]
+    machine = Machine([log, []], CONFIG)
+    machine.scattered = True
+    machine.read_all()
+    machine.wait(3)
+    machine.commit()
+    machine.append([[], new])
+    machine.crash()
+    for number in (0, 1, 0):
+        machine.poll(number, 1)
+    machine.finish()
+    check_rows(machine.rows, expect([log, new], CONFIG).rows, CONFIG)
+
+
+def test_a_new_message_in_the_poll_that_ends_a_replay_releases_nothing_that_is_not_retired() -> None:
+    w = Writer()
+    log = [
+        Single("cart", "", TOTAL, START_US + 2 * S, 2.0, START_US + 2 * S),
+        w.batch((3, 1.0)),
+        Single("cart", "", TOTAL, START_US + 400 * S, 7.0, START_US + 400 * S),
+    ]
+    machine = Machine([log], CONFIG)
+    machine.poll(0, 2)
+    machine.commit()
+    machine.crash()
+    machine.poll(0, 1)
+    machine.commit()
+    machine.poll(0, 2)
+    machine.commit()
+    machine.crash()
+    machine.finish()
+    check(machine, expect([log], CONFIG))
 
 
 def test_a_restart_writes_no_settled_row_again() -> None:

@@ -205,6 +205,7 @@ class Partition:
             self.number, [(name[3], group) for name, group in groups.items()], max_future_us=self.config.max_future_us
         )
         chunks += built
+        chunks.sort(key=lambda chunk: not chunk.replayed)  # so that a replay's end is the same here and in the shard
         refusals = [one for one in refusals if one.arrival.offset >= self._replay_until]
         letters += [self._refuse(one) for one in refusals]
         ahead = [

@@ -107,9 +107,9 @@ class WindowTable:
         # But what closes from now on may lack what another partition has still to replay: events up to this time.
         replayed = state.windows is None and state.watermark_us > BEFORE_ALL
         self._replayed_us = state.watermark_us + config.disorder_us if replayed else BEFORE_ALL - 1
-        self._rebuilding = False
-        """What was read before a restart is being read again: a window that retired now, since the lateness or the
-        disorder has been set lower, would miss the rest of it."""
+        self._rebuilding = replayed
+        """What was read before a restart is being read again, or still to be: a window that retired now, since the
+        lateness or the disorder has been set lower, would miss the rest of it."""
         self._unsettled = state.dirty
         """(length, start) of settled windows whose rows are not what they should be."""
         self.dirty = False
@@ -216,6 +216,9 @@ class WindowTable:
         mark(self._minutes[minute_start], config.rollup_us, minute_start)
         # A late point of a cumulative counter changes the difference at the next point.
         slots = slots[self._series.kinds[slots] == CUMULATIVE]
+        if slots.size and not replayed:
+            # Which another partition may have still to replay.
+            self._settled_us = min(self._settled_us, start + config.window_us)
         for later in sorted(at for at in self._windows if at > start):
             if slots.size == 0:
                 return
