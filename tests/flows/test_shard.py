@@ -116,16 +116,40 @@ def test_a_drain_closes_nothing() -> None:
         assert versions(machine, 10, 10) == []
 
 
-def test_a_stream_that_is_forgotten_unclosed_is_written_first() -> None:
-    w = Writer()
-    machine = Machine([[w.batch((1, 1.0))]], CONFIG)
-    machine.read_all()
-    machine.wait(DAY_S - 1)  # no idle mark comes: the partition is never read to its end
+@pytest.mark.parametrize("hold", [True, False], ids=["replay", "snapshot"])
+@pytest.mark.parametrize("crash", [False, True])
+@pytest.mark.parametrize("end", [False, True])
+@pytest.mark.parametrize("stream", ["", "backfill"])
+def test_no_stream_is_forgotten_while_there_is_more_of_it_to_read(
+    stream: str, end: bool, crash: bool, hold: bool
+) -> None:
+    w = Writer(stream=stream)
+    log = [w.batch((1, 1.0), end=end), w.batch((2, 1.0))]
+    machine = Machine([log], CONFIG, hold=hold)
+    machine.poll(0, 1)
     machine.commit()
-    assert versions(machine, 10, 0) == versions(machine, 60, 0) == []
-    machine.wait(1)
+    if crash:
+        machine.crash()
+    machine.wait(DAY_S + 1)  # the broker was away for a day
     machine.commit()
-    assert versions(machine, 10, 0) == versions(machine, 60, 0) == [1]
+    if crash:
+        machine.crash()
+    machine.wait(DAY_S + 1)
+    machine.finish(1)
+    check(machine, expect([log], CONFIG))
+
+
+def test_a_stream_of_several_partitions_is_forgotten_when_all_have_forgotten_it() -> None:
+    w = Writer(stream="backfill")
+    machine = Machine([[w.batch((1, 1.0))], [w.batch((2, 1.0)), w.batch((3, 1.0))]], CONFIG)
+    machine.poll(0, 1)
+    machine.poll(1, 1)
+    for _ in range(3):
+        machine.wait(DAY_S)
+        machine.poll(0, 1)
+    machine.finish()
+    assert machine.last_counters[("shard 55", "cart", "backfill", Count.SAMPLES)] == 3
+    assert {row["count"] for row in machine.rows.values()} == {3}
 
 
 def test_a_backfill_that_is_forgotten_has_been_counted_first() -> None:
@@ -139,37 +163,22 @@ def test_a_backfill_that_is_forgotten_has_been_counted_first() -> None:
 
 
 def test_streams_are_forgotten_one_by_one_a_day_after_each_one_s_last_sample() -> None:
-    first = "service-0"
-    second = next(name for name in map("service-{}".format, range(1, 10_000)) if shard_of(name) == shard_of(first))
-    start_us = START_US
-    shard = Shard(WindowConfig(), start_us)
-
-    def hear(service: str, at_s: int) -> None:
-        partition = Partition(0, "samples", WindowConfig(), start_us, hold=True, cluster_id="one", start=0)
-        now_us = start_us + at_s * S
-        batch = Batch(service, "", "p", 0, (LATENCY,), ((0, now_us, 1.0),), now_us)
-        items, _ = partition.read([Record(0, now_us, batch.encode())], now_us)
-        shard.on_items([item for _, item in items], now_us)
-
-    def services() -> set[str]:
-        """Those whose windows a drain would write."""
-        return {block.service for block in shard.on_end(start_us).blocks}
-
-    hear(first, 0)
-    hear(second, 100)
-    hear(first, 200)  # so `second` is the first to go
-    for at_s, left in (
-        (DAY_S + 99, {first, second}),
-        (DAY_S + 100, {first}),
-        (DAY_S + 199, {first}),
-        (DAY_S + 200, set()),
-    ):
-        due_us = shard.next_us()
-        while due_us is not None and due_us <= start_us + at_s * S:
-            shard.on_time(due_us)
-            due_us = shard.next_us()
-        assert services() == left
-    assert shard.next_us() is None
+    first, second = Writer(stream="first"), Writer(stream="second")
+    machine = Machine([[first.batch((1, 1.0))]], CONFIG)
+    machine.read_all()
+    machine.wait(3600)
+    machine.append([[second.batch((1, 1.0))]])
+    idle(machine, 3700)
+    machine.wait(DAY_S - 3800)
+    idle(machine, 10)
+    machine.append([[first.batch((1, 1.0)), second.batch((1, 1.0))]])
+    machine.finish()
+    # The first is new again, while the other's windows are known to be over.
+    assert {key[2:]: total for key, total in machine.last_counters.items() if key[0] == "shard 55"} == {
+        ("first", Count.SAMPLES): 1,
+        ("second", Count.SAMPLES): 1,
+        ("second", Count.LATE): 1,
+    }
 
 
 @pytest.mark.parametrize("kind", ["distribution", "gauge", "counter", "cumulative", "event"])

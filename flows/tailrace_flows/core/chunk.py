@@ -61,6 +61,9 @@ class Mark(NamedTuple):
     """Wall time of an idle mark; 0 for the end of the stream."""
     retire: bool = True
     """Whether wall time may retire windows too, or only close them: a backfill that paused may go on."""
+    forget: bool = False
+    """Not of silence, but of its end: nothing has come for a day, all windows are retired. Only the source can tell,
+    which knows whether there is more to read."""
 
 
 class Ahead(NamedTuple):

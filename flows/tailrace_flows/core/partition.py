@@ -21,7 +21,6 @@ from tailrace_flows.core.counters import Count, Counters, dead_letters
 from tailrace_flows.core.feed import MAX_INVALID_RUN, PoisonedError, Record, is_elsewhere
 from tailrace_flows.core.sealed import seal, unseal
 from tailrace_flows.core.sequences import Producer, Seen, observe
-from tailrace_flows.core.shard import FORGET_US
 from tailrace_flows.core.singles import Singles
 from tailrace_flows.core.table import AFTER_ALL
 
@@ -36,6 +35,8 @@ _Groups = dict[tuple[str, str, bytes, bool], list[Arrival]]
 Keyed = tuple[str, Chunk | Mark | Ahead]
 """(shard, item)."""
 
+FORGET_US: Final = 24 * 3600 * 1_000_000
+"""A stream silent for so long, in wall time, is forgotten, and likewise a producer, by its records' times."""
 MARK_EVERY_US: Final = 2_000_000
 BACKFILL_IDLE_US: Final = 3600 * 1_000_000
 """A replay that was interrupted may go on within this time without its samples being late."""
@@ -318,7 +319,7 @@ class Partition:
     # -- silence ------------------------------------------------------------------------------------
 
     def idle_marks(self, now_us: int) -> list[Keyed]:
-        """The partition is read to its end: marks for the services that have been silent for `idle`."""
+        """The partition is read to its end: marks for the services that have been silent for `idle`, or for a day."""
         if now_us - self._marked_us < MARK_EVERY_US:
             return []
         self._marked_us = now_us
@@ -338,6 +339,12 @@ class Partition:
             self._watermarks_us[name] = max(self._watermarks_us.get(name, UNKNOWN_US), reached_us)
             if reached_us == limit_us:
                 del self._newest_us[name]
+        # Here, since as long as there is more to read nobody knows who is silent.
+        silent = [name for name, seen_us in self._seen_us.items() if now_us - seen_us > FORGET_US]
+        for name in [name for name in silent if name not in self._newest_us]:
+            del self._seen_us[name]
+            self._watermarks_us.pop(name, None)
+            items.append((shard_of(name[0]), Mark(self.number, *name, now_us, forget=True)))
         return items
 
     # -- recovery -----------------------------------------------------------------------------------
@@ -385,10 +392,6 @@ class Partition:
         )
 
     def _forget(self, now_us: int) -> None:
-        for name in [n for n, seen_us in self._seen_us.items() if now_us - seen_us > FORGET_US]:
-            self._newest_us.pop(name, None)
-            del self._seen_us[name]
-            self._watermarks_us.pop(name, None)
         # By the records' time, so that a backlog forgets what it would have; but no bad clock makes it forget more.
         horizon_us = min(self._latest_record_us, now_us) - FORGET_US
         for one in [n for n, producer in self._held_producers.items() if producer.seen_us < horizon_us]:

@@ -25,8 +25,6 @@ __all__ = ["Output", "Shard"]
 DIRTY_US: Final = 1_000_000
 """Late corrections of emitted rows are collected for so long."""
 COUNTERS_US: Final = 2_000_000
-FORGET_US: Final = 24 * 3600 * 1_000_000
-"""A stream silent for so long, in wall time, is forgotten."""
 STATE_VERSION: Final = 1
 MAX_WARNINGS: Final = 20
 
@@ -46,10 +44,8 @@ class _Stream:
     """One (service, stream) of the shard."""
 
     table: WindowTable
-    seen_us: int
-    """Wall time of its last chunk."""
     idle: dict[int, bool | None] = field(default_factory=dict)
-    """Partition -> `retire` of its idle mark; None: not idle."""
+    """Partition that has carried it -> `retire` of its idle mark; None: not idle."""
     series: int = 0
     """How many of the shard's series are its own."""
 
@@ -70,13 +66,11 @@ class Shard:
         self._dirty_due_us: int | None = None
         """When corrections are due that wait."""
         self._streams: dict[tuple[str, str], _Stream] = {
-            (service, stream): _Stream(WindowTable(service, stream, config, table), now_us, dict(idle))
+            (service, stream): _Stream(WindowTable(service, stream, config, table), dict(idle))
             for (service, stream), (table, idle) in streams.items()
         }
         # Kept up to date, since a call must not cost time for each stream.
         self._series = 0
-        self._forget_due_us: int | None = now_us + FORGET_US if self._streams else None
-        """No stream is to be forgotten earlier."""
         for entry in self._streams.values():
             self._count_series(entry)
         if any(entry.table.dirty for entry in self._streams.values()):
@@ -91,12 +85,18 @@ class Shard:
         events: list[Any] = []
         blocks: list[Block] = []
         touched: dict[tuple[str, str], _Stream] = {}
+        forgotten: set[tuple[str, str]] = set()
         for item in items:
             if isinstance(item, Ahead):
                 self._misdated.count(item.service, item.samples, 0, item.samples, now_us)
                 continue
             name = (item.service, item.stream)
             entry = self._streams.get(name)
+            if isinstance(item, Mark) and item.forget:
+                if entry is not None:
+                    entry.idle.pop(item.partition, None)
+                    forgotten.add(name)
+                continue
             if entry is None:
                 # The state holds every stream of what was read before a restart: another one was refused then, too.
                 if self._series >= self.config.max_shard_series or (isinstance(item, Chunk) and item.replayed):
@@ -104,10 +104,8 @@ class Shard:
                     continue
                 self._counters.scope = f"shard {shard_of(item.service)}"
                 table = WindowTable(item.service, item.stream, self.config)
-                entry = self._streams[name] = _Stream(table, now_us)
+                entry = self._streams[name] = _Stream(table)
                 self._count_series(entry)
-                if self._forget_due_us is None:
-                    self._forget_due_us = now_us + FORGET_US
             if isinstance(item, Chunk):
                 entry.table.limit_series(self._limit(entry, item.replayed))
                 self._add(entry, item, now_us, events)
@@ -129,24 +127,22 @@ class Shard:
         elif self._dirty_due_us is None and any(entry.table.dirty for entry in touched.values()):
             self._dirty_due_us = now_us + DIRTY_US
         misdated = tuple(self._misdated.blocks(now_us))
-        return Output(blocks, pa.concat_batches(events) if events else None, self._due_counters(now_us), misdated)
-
-    def on_time(self, now_us: int) -> Output:
-        """At `next_us`: corrections and counters that are due; forgets streams that have been silent for a day."""
-        if self._forget_due_us is None or now_us < self._forget_due_us:
-            return self.on_items((), now_us)
-        self._counters_due_us = now_us  # what is forgotten must have been told
-        output = self.on_items((), now_us)
-        blocks = list(output.blocks)
-        for name in [n for n, entry in self._streams.items() if now_us - entry.seen_us >= FORGET_US]:
+        # Once no partition remembers them, and none has brought more in the meantime.
+        forgotten = {name for name in forgotten if not self._streams[name].idle}
+        if forgotten:
+            self._counters_due_us = now_us  # what is forgotten must have been told
+        counters = self._due_counters(now_us)
+        for name in forgotten:
             entry = self._streams.pop(name)
             self._series -= entry.series
             blocks += entry.table.end()  # mostly there is nothing left in it
             if name[1]:
                 self._counters.forget(*name)
-        oldest_us = min((entry.seen_us for entry in self._streams.values()), default=None)
-        self._forget_due_us = oldest_us + FORGET_US if oldest_us is not None else None
-        return output._replace(blocks=blocks)
+        return Output(blocks, pa.concat_batches(events) if events else None, counters, misdated)
+
+    def on_time(self, now_us: int) -> Output:
+        """At `next_us`: corrections and counters that are due."""
+        return self.on_items((), now_us)
 
     def on_end(self, now_us: int) -> Output:
         """A drain: open windows as they stand, whole, and the counters. The state stays as it is."""
@@ -157,7 +153,7 @@ class Shard:
     def next_us(self) -> int | None:
         """When `on_time` is wanted, in wall time."""
         due = [self._counters_due_us] if self._counters.changed else []
-        due += [at_us for at_us in (self._dirty_due_us, self._forget_due_us) if at_us is not None]
+        due += [self._dirty_due_us] if self._dirty_due_us is not None else []
         return min(due, default=None)
 
     def snapshot(self, *, contents: bool) -> bytes:
@@ -170,7 +166,6 @@ class Shard:
     # ------------------------------------------------------------------------------------------------
 
     def _add(self, entry: _Stream, chunk: Chunk, now_us: int, events: list[Any]) -> None:
-        entry.seen_us = now_us
         entry.idle[chunk.partition] = None
         latest_us = now_us + self.config.max_future_us
         added = entry.table.add(chunk)
