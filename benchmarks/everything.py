@@ -18,6 +18,7 @@ QUICK: Mapping[str, tuple[str, ...]] = {
     "agent": ("--parts", "collection,process", "--seconds", "60"),
     "alerts": ("--steps", "12"),
     "anomaly": ("--part", "cost"),
+    "curves": ("--scale", "0.2"),
     "middleware": ("--rounds", "15"),
     "peers": ("--samples", "4000000"),
     "pipeline": ("--series", "1000,100000", "--samples", "20000000", "--brokers", "kafka"),
