@@ -23,7 +23,7 @@ QUICK: Mapping[str, tuple[str, ...]] = {
     "peers": ("--samples", "4000000"),
     "pipeline": ("--series", "1000,100000", "--samples", "20000000", "--brokers", "kafka"),
     "producer": ("--part", "record", "--part", "bytes"),
-    "query": ("--rows", "3000000"),
+    "query": ("--rows", "1000000"),
     "rules": ("--steps", "15"),
     "slo": ("--windows", "60"),
 }
