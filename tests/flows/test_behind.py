@@ -10,7 +10,7 @@ from tailrace_flows import behind as module
 from tailrace_flows.behind import Behind, RowWriter, Spool, SpoolError
 from tailrace_sinks.kafka import StoppedError
 
-from tests.infra.waiting import eventually
+from tests.infra.waiting import eventually, logged
 
 MB = 1_000_000
 
@@ -109,33 +109,33 @@ def test_what_a_living_process_has_on_disk_is_left_to_it(tmp_path: Path) -> None
     assert len(files(tmp_path)) == 1
 
 
-def test_with_a_full_spool_the_flow_waits_for_clickhouse(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_with_a_full_spool_the_flow_waits_for_clickhouse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = Table(away=True)
+    said = logged(monkeypatch, module)
     writes = behind(table, tmp_path, spool_mb=0.0)
     writes.write("a", rows(1))
     waited = threading.Event()
     waiting = threading.Thread(target=lambda: (writes.wait(), waited.set()))
     waiting.start()
-    eventually(lambda: "recovery.spool_mb, so the flow waits" in caplog.text)
+    eventually(lambda: "recovery.spool_mb, so the flow waits" in "".join(said))
     assert not waited.is_set()
     table.is_there.set()
     waiting.join(10)
     assert (waited.is_set(), table.numbers) == (True, [1])
 
 
-def test_with_a_full_disk_the_flow_waits_for_clickhouse(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_with_a_full_disk_the_flow_waits_for_clickhouse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module.os, "fsync", full)
+    said = logged(monkeypatch, module)
     table = Table(away=True)
     writes = behind(table, tmp_path)
     writes.write("a", rows(1))
     waiting = threading.Thread(target=writes.wait)
     waiting.start()
-    eventually(lambda: "No space left on device, so the flow waits" in caplog.text)
+    eventually(lambda: "No space left on device, so the flow waits" in "".join(said))
     table.is_there.set()
     waiting.join(10)
     assert table.numbers == [1]

@@ -1,10 +1,13 @@
 """Polling with a deadline, instead of sleeping and hoping."""
 
+import logging
 import threading
 from collections.abc import Callable
+from types import ModuleType
 from typing import TypeVar
 
 import psutil
+import pytest
 from tailrace_schemas.clock import monotonic_s
 
 T = TypeVar("T")
@@ -31,3 +34,13 @@ def gone(pid: int) -> bool:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def logged(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> list[str]:
+    """What the module logs from now on, whatever another test has done to logging."""
+    said: list[str] = []
+    logger, handler = logging.Logger(module.__name__), logging.Handler()
+    monkeypatch.setattr(handler, "emit", lambda record: said.append(record.getMessage()))
+    logger.addHandler(handler)
+    monkeypatch.setattr(module, "log", logger)
+    return said

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
+from tailrace_flows import source as source_module
 from tailrace_flows.core.chunk import Chunk, Mark
 from tailrace_flows.core.config import WindowConfig
 from tailrace_flows.source import sample_source
 from tailrace_schemas.clock import now_us
 from tailrace_schemas.samples import Series, encode_batch, encode_series_table
 
-from tests.infra.waiting import eventually
+from tests.infra.waiting import eventually, logged
 
 
 def send(client: dict[str, Any], topic: str, batches: int, first: int = 0) -> None:
@@ -102,7 +103,7 @@ def test_offsets_of_a_topic_that_is_gone_are_not_committed_to_the_new_one(embedd
         consumer.close()
 
 
-def test_a_batch_that_unfolds_hugely_holds_up_nothing(embedded_broker: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_batch_that_unfolds_hugely_holds_up_nothing(embedded_broker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """120 MB in 4 kB: librdkafka refuses to unfold them, and would stop there for ever."""
     client = {"bootstrap.servers": embedded_broker, "log_level": 0}
     send(client, "samples", 2)
@@ -115,11 +116,12 @@ def test_a_batch_that_unfolds_hugely_holds_up_nothing(embedded_broker: str, capl
     send(client, "samples", 2, first=2)
     source = sample_source(client, "samples", "group", WindowConfig(), hold=True, stop=threading.Event())
     reader = source.build_part("samples", "00000", None)
+    said = logged(monkeypatch, source_module)
     try:
         assert sum(chunk.lengths.size for chunk in read(reader, 4)) == 4
         counted = {row["name"]: row["value"] for row in reader._partition.counter_rows(now_us()).to_pylist()}
         assert counted["gap_records"] == 3
     finally:
         reader.close()
-    (told,) = [record.getMessage() for record in caplog.records if "cannot be read" in record.getMessage()]
+    (told,) = [text for text in said if "cannot be read" in text]
     assert told.startswith("samples[0]: the batch at offset 2 cannot be read, and is left out (gap_records):")
