@@ -121,4 +121,5 @@ def perform(attack: Attack, run: Run) -> Result:
     try:
         return attack.perform(run)
     except Exception:  # noqa: BLE001 - whatever it is, it is what the report is for
-        return Result(seeds=[run.seed], failures=[run.failure(traceback.format_exc())])
+        where = f"{Path(__file__).parents[2]}/"  # which directory it was is nothing to a reader
+        return Result(seeds=[run.seed], failures=[run.failure(traceback.format_exc().replace(where, ""))])
