@@ -12,9 +12,11 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
+from zlib import crc32
 
 import pyarrow as pa
 from tailrace_schemas.clock import monotonic_s, now_us
+from tailrace_sinks.clickhouse import WriteRejectedError
 from tailrace_sinks.kafka import StoppedError
 
 from tailrace_flows.private_files import open_private, private_directory
@@ -30,6 +32,7 @@ POLL_S: Final = 0.2
 WAITING_WRITES: Final = 2
 """In memory; then the flow waits."""
 SAY_EVERY_S: Final = 30.0
+CHECKSUM_BYTES: Final = 4
 
 
 class RowWriter(Protocol):
@@ -46,7 +49,7 @@ class Spool:
     """Writes in files, one each, in the order of their names. For one thread at a time.
 
     Each process has a directory of its own in `root`, which it holds a lock on; what a dead one left is taken over by
-    who starts next. Files are Arrow streams, LZ4.
+    who starts next. A file is a CRC-32 and an Arrow stream with LZ4.
     """
 
     def __init__(self, root: Path, max_bytes: int) -> None:
@@ -89,16 +92,20 @@ class Spool:
         self._added += 1
         path = directory / f"{now_us():020d}-{self._added:06d}-{table}.arrow"
         new = directory / "new"
+        content = pa.BufferOutputStream()
+        options = pa.ipc.IpcWriteOptions(compression="lz4")
+        with pa.ipc.new_stream(content, batches[0].schema, options=options) as stream:
+            for batch in batches:
+                stream.write_batch(batch)
+        arrow = content.getvalue()
         with open_private(new, "wb") as file:
-            options = pa.ipc.IpcWriteOptions(compression="lz4")
-            with pa.ipc.new_stream(file, batches[0].schema, options=options) as stream:
-                for batch in batches:
-                    stream.write_batch(batch)
+            file.write(crc32(arrow).to_bytes(CHECKSUM_BYTES, "little"))
+            file.write(arrow)
             file.flush()
             os.fsync(file.fileno())
-            self._sizes[path] = file.tell()
         new.rename(path)
         _sync(directory)
+        self._sizes[path] = CHECKSUM_BYTES + arrow.size
         return path
 
     def read(self, path: Path) -> list[Any]:
@@ -108,13 +115,17 @@ class Spool:
             SpoolError: it is not as it was written.
         """
         try:
-            with path.open("rb") as file, pa.ipc.open_stream(file) as stream:
-                return list(stream)
-        except (OSError, pa.ArrowInvalid) as error:
+            content = path.read_bytes()
+        except OSError as error:
+            raise SpoolError(f"{path} holds rows for ClickHouse and cannot be read: {error}") from error
+        checksum, arrow = content[:CHECKSUM_BYTES], memoryview(content)[CHECKSUM_BYTES:]
+        if crc32(arrow).to_bytes(CHECKSUM_BYTES, "little") != checksum:
             raise SpoolError(
-                f"{path} holds rows for ClickHouse and cannot be read ({error}): put it back from a copy, or move it "
-                "away, and its rows are lost"
-            ) from error
+                f"{path} holds rows for ClickHouse and is damaged: put it back from a copy, or move it away, and its "
+                "rows are lost"
+            )
+        with pa.ipc.open_stream(arrow) as stream:
+            return list(stream)
 
     def remove(self, path: Path) -> None:
         """Its rows are stored."""
@@ -267,7 +278,14 @@ class Behind:
         if batches is None:
             assert one.path is not None
             batches = self._spool.read(one.path)
-        self._writer.write(one.table, batches)
+        try:
+            self._writer.write(one.table, batches)
+        except WriteRejectedError as error:
+            if one.path is None:
+                raise
+            raise WriteRejectedError(
+                f"{error} (these rows wait in {one.path}: without the file they are lost)"
+            ) from error
         with self._changed:
             if one.path is not None:  # perhaps only since the write began
                 self._spool.remove(one.path)

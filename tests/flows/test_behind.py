@@ -1,6 +1,7 @@
 """What ClickHouse does not take at once: it is kept on disk, comes in order, and survives the process."""
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pyarrow as pa
 import pytest
 from tailrace_flows import behind as module
 from tailrace_flows.behind import Behind, RowWriter, Spool, SpoolError
+from tailrace_sinks.clickhouse import WriteRejectedError
 from tailrace_sinks.kafka import StoppedError
 
 from tests.infra.waiting import eventually, logged
@@ -147,9 +149,9 @@ def test_rows_that_clickhouse_refuses_stop_the_flow_and_stay_on_disk(tmp_path: P
     writes = behind(table, tmp_path)
     writes.write("a", rows(1))
     writes.wait()
-    table.fails_with = ValueError("no such table")
+    table.fails_with = WriteRejectedError("no such table")
     table.is_there.set()
-    with pytest.raises(ValueError, match="no such table"):
+    with pytest.raises(WriteRejectedError, match=rf"no such table .*wait in {files(tmp_path)[0]}"):
         eventually(writes.wait)  # it returns None until the refusal is known
     assert len(files(tmp_path)) == 1
 
@@ -174,12 +176,13 @@ def test_a_process_that_ends_waits_for_what_clickhouse_still_takes(tmp_path: Pat
     assert table.numbers == [0, 1, 2, 3, 4]
 
 
-def test_a_damaged_file_stops_the_flow_and_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [lambda all: all[:200], lambda all: b"", lambda all: all[:-9] + b"?" + all[-8:]])
+def test_a_damaged_file_stops_the_flow_and_is_named(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     dead = Spool(tmp_path, MB)
     dead.add("a", rows(*range(100)))
     dead._held.close()
     (path,) = files(tmp_path)
-    path.write_bytes(path.read_bytes()[:200])
+    path.write_bytes(damage(path.read_bytes()))
     writes = behind(Table(), tmp_path, patience_s=60, stopping=lambda: True)
-    with pytest.raises(SpoolError, match=rf"{path.name} holds rows for ClickHouse and cannot be read .*move it away"):
+    with pytest.raises(SpoolError, match=rf"{path.name} holds rows for ClickHouse and is damaged: .*move it away"):
         writes.wait()
