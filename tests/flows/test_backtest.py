@@ -123,6 +123,10 @@ def live(batches: Iterable[Any]) -> list[tuple[int, str, Labels, str]]:
             block = WindowRows(service, "", 10, watermark_us, pa.RecordBatch.from_pylist(some, WINDOW_ROWS))
             for evaluator in evaluators:
                 events += evaluator.on_rows(block, end_us).events
+    now_us = max(by_end)
+    while any(evaluator.next_us(now_us) <= now_us + S for evaluator in evaluators):  # listening who else there is
+        now_us += S
+        events += [event for evaluator in evaluators for event in evaluator.on_time(now_us).events]
     return sorted(
         (us_of(event.time), event.alert.source, tuple(event.alert.labels.items()), event.transition.value)
         for event in events

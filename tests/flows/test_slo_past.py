@@ -4,7 +4,7 @@ import threading
 from typing import Any
 
 import pytest
-from tailrace_flows import slo_past
+from tailrace_flows import host_clock, slo_past
 from tailrace_flows.adapters import Adapters
 from tailrace_flows.alerts import _Evaluate
 from tailrace_flows.core.alerting.burn import Stored
@@ -57,6 +57,15 @@ class World:
         block = WindowRows("web", "", 10, self.at_us, batch_of(rows))
         return [found for number, key in enumerate(self.keys) for found in key.on_batch([(number, block)])[0]]
 
+    def listen(self, monkeypatch: pytest.MonkeyPatch) -> list[Findings]:
+        """What comes when it has been listened for a while who is there."""
+        found = []
+        for later_s in range(1, 8):
+            later_us = now_us() + later_s * S
+            monkeypatch.setattr(host_clock, "now_us", lambda at_us=later_us: at_us)
+            found += [one for key in self.keys for one in key.on_notify()[0]]
+        return found
+
     def slo(self) -> SloUnit:
         units = [unit for key in self.keys if key._evaluator for unit in key._evaluator.units.values()]
         (slo,) = (unit for unit in units if isinstance(unit, SloUnit))
@@ -69,10 +78,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_others_are_judged_and_it_goes_on_with_its_past_when_that_can_be_read() -> None:
+def test_others_are_judged_and_it_goes_on_with_its_past_when_that_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     start_us = (now_us() // (10 * S) - 30) * 10 * S
     world = World(start_us)
     found = world.window(0, 100) + world.window(5, 100)
+    with monkeypatch.context() as patch:
+        found += world.listen(patch)
     assert [event.alert and event.alert.name for one in found for event in one.events] == ["Failing"]
     statuses = [row for one in found for row in one.rows.get("slo_status_rows", ())]
     # The figures are of the time since; the budget says what it lacks.

@@ -16,7 +16,7 @@ from random import Random
 from typing import Any
 from zlib import crc32
 
-from tailrace_flows.core.alerting.evaluator import EVALUATORS, Evaluator, Findings
+from tailrace_flows.core.alerting.evaluator import EVALUATORS, Evaluator
 from tailrace_flows.core.alerting.responder import Responder
 from tailrace_flows.core.alerting.units import plan
 from tailrace_schemas.alerts import AlertEvent, Command, CommandKind, Labels, Transition, alert_id, event_id, time_of
@@ -129,6 +129,8 @@ class _Judge:
         self.rows: dict[tuple[str, Series, int], Row] = {}
         self.watermarks_s: dict[str, int] = {}
         self.judged_s: int | None = None
+        self.listening = True
+        """Whether it is still waited for who else there is; nothing is judged meanwhile."""
         self.states: dict[str, dict[Labels, _State]] = {}
         self.last_us: dict[str, int] = {}
         """When each rule was judged last."""
@@ -144,8 +146,12 @@ class _Judge:
         if rows and self.judged_s is None:
             self.judged_s = min(row.end_s for row in rows) - STEP_S
         self.watermarks_s[service] = max(end_s, self.watermarks_s.get(service, 0))
+        self.reach()
+
+    def reach(self) -> None:
+        """Judges what all services have closed."""
         reached_s = min(self.watermarks_s.values())
-        while self.judged_s is not None and self.judged_s + STEP_S <= reached_s:
+        while not self.listening and self.judged_s is not None and self.judged_s + STEP_S <= reached_s:
             self.judged_s += STEP_S
             self._judge(self.judged_s)
 
@@ -310,6 +316,13 @@ class _Evaluators:
             found = one.on_command(item, now_us) if isinstance(item, Command) else one.on_rows(item, now_us)
             self._pending += found.events
 
+    def look(self, now_us: int) -> None:
+        for one in self.every:
+            self._pending += one.on_time(now_us).events
+
+    def listens(self, now_us: int) -> bool:
+        return any(one.next_us(now_us) <= now_us + S for one in self.every)
+
     def configure(self, config: dict[str, ConfigModel], now_us: int) -> None:
         """Between two commits: nobody promises whether a change comes before a window or after it, once more."""
         self.commit()
@@ -330,8 +343,7 @@ class _Evaluators:
         self.topic += _first_few(random, self._pending)
         self._pending = []
         self.every = [Evaluator.restored(PLAN, self.config, now_us, state) for state in self._states]
-        found: list[Findings] = [one.on_time(now_us) for one in self.every]
-        self._pending += [event for one in found for event in one.events]
+        self.look(now_us)
         for item in self._since:
             self._give(item, now_us)
 
@@ -407,7 +419,7 @@ class World:
         waiting, self.held = self.held, []
         for service in random.sample(SERVICES, len(SERVICES)):
             rows = self._rows(service, end_s, whole=number == 1)
-            self.now_us += STEP_S * S // len(SERVICES)
+            self.now_us += S if self.judge.listening else STEP_S * S // len(SERVICES)
             for one in [one for one in waiting if one[0] == service]:
                 self._deliver(*one)
             if random.random() < 0.1 and number > 1 and not any(one[0] == service for one in waiting):
@@ -415,6 +427,17 @@ class World:
             else:
                 self._deliver(service, end_s, rows)
             self._meanwhile()
+        if self.judge.listening:
+            self._listen()
+
+    def _listen(self) -> None:
+        """As long as it is listened who else there is, nothing else happens; states are stored more often than that."""
+        while self.evaluators.listens(self.now_us):
+            self.now_us += S
+            self.evaluators.look(self.now_us)
+        self.evaluators.commit()
+        self.judge.listening = False
+        self.judge.reach()
 
     def _rows(self, service: str, end_s: int, *, whole: bool) -> list[Row]:
         random = self.random

@@ -59,7 +59,7 @@ SCENARIOS = {
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_scenario(name: str) -> None:
-    clock = EvaluationClock(started_us=0)
+    clock = EvaluationClock(started_us=0, settle_us=0)
     for line in SCENARIOS[name].split("\n"):
         if not line.strip():
             continue
@@ -75,7 +75,7 @@ def test_scenario(name: str) -> None:
 
 
 def test_after_a_restart_nobody_is_taken_for_silent() -> None:
-    clock = EvaluationClock(0)
+    clock = EvaluationClock(0, settle_us=0)
     clock.hear("a", 90 * S, 100 * S)
     clock.hear("b", 80 * S, 100 * S)
     clock.advance(100 * S)
@@ -87,7 +87,7 @@ def test_after_a_restart_nobody_is_taken_for_silent() -> None:
 
 
 def test_after_a_restart_those_who_are_not_known_yet_have_time_to_be_heard_of() -> None:
-    clock = EvaluationClock(0)
+    clock = EvaluationClock(0, settle_us=0)
     clock.resume(100 * S)
     assert clock.advance(100 * S) is None
     clock.hear("a", 10 * S, 101 * S)
@@ -95,14 +95,14 @@ def test_after_a_restart_those_who_are_not_known_yet_have_time_to_be_heard_of() 
 
 
 def test_a_service_that_was_gone_for_a_day_is_forgotten_by_a_restart() -> None:
-    clock = EvaluationClock(0)
+    clock = EvaluationClock(0, settle_us=0)
     clock.hear("a", 0, 0)
     clock.resume(24 * 3600 * S)
     assert clock.services == {}
 
 
 def test_a_service_whose_clock_is_ahead_does_not_leave_out_the_others() -> None:
-    clock = EvaluationClock(0)
+    clock = EvaluationClock(0, settle_us=0)
     for t in range(0, 200, 10):
         clock.hear("right", (t - 2) * S, t * S)
         clock.hear("ahead", (t + 50) * S, t * S)
@@ -111,10 +111,50 @@ def test_a_service_whose_clock_is_ahead_does_not_leave_out_the_others() -> None:
 
 
 def test_the_foremost_service_that_is_not_far_ahead_says_how_far_all_are_behind() -> None:
-    clock = EvaluationClock(0)
+    clock = EvaluationClock(0, settle_us=0)
     assert clock.behind_us(100 * S) is None
     clock.hear("a", 40 * S, 100 * S)
     clock.hear("b", 70 * S, 100 * S)
     clock.hear("wrong clock", 100_000 * S, 100 * S)
     assert clock.behind_us(100 * S) == 30 * S
     assert clock.behind_us(60 * S) == 0
+
+
+def test_who_begins_listens_for_a_while_before_the_first_is_believed() -> None:
+    clock = EvaluationClock(100 * S)
+    clock.hear("a", 90 * S, 100 * S)
+    assert clock.advance(100 * S) is None
+    assert clock.next_us(100 * S) <= 101 * S
+    clock.hear("b", 20 * S, 102 * S)
+    for now_s in (101, 102, 103, 104):
+        assert clock.advance(now_s * S) is None
+    assert clock.advance(105 * S) == 20 * S
+
+
+def test_time_in_which_nothing_could_be_heard_does_not_count_as_listening() -> None:
+    clock = EvaluationClock(100 * S)
+    clock.hear("a", 90 * S, 100 * S)
+    assert clock.advance(120 * S) is None
+    clock.hear("b", 20 * S, 120 * S)
+    assert clock.advance(120 * S) is None
+    assert [clock.advance(now_s * S) for now_s in (121, 122, 123, 124)] == [None, None, None, 20 * S]
+
+
+def test_time_stands_still_while_it_is_listened_who_is_back_after_a_silence_of_all() -> None:
+    clock = EvaluationClock(100 * S)
+    clock.hear("a", 90 * S, 100 * S)
+    for now_s in range(100, 106):
+        clock.advance(now_s * S)
+    assert clock.advance(140 * S) == 110 * S
+    clock.hear("a", 130 * S, 140 * S)
+    clock.hear("b", 120 * S, 141 * S)
+    assert [clock.advance(now_s * S) for now_s in range(141, 146)] == [110 * S] * 4 + [120 * S]
+
+
+def test_a_crash_while_it_is_listened_begins_that_anew() -> None:
+    clock = EvaluationClock(100 * S)
+    clock.hear("a", 90 * S, 100 * S)
+    for now_s in range(100, 105):
+        clock.advance(now_s * S)
+    clock.resume(104 * S)
+    assert clock.advance(105 * S) is None

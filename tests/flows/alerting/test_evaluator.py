@@ -7,7 +7,7 @@ from zlib import crc32
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tailrace_flows.core.alerting.evaluator import EVALUATORS, Evaluator
+from tailrace_flows.core.alerting.evaluator import EVALUATORS, Evaluator, Findings
 from tailrace_flows.core.alerting.units import plan
 from tailrace_flows.core.chunk import UNKNOWN_US
 from tailrace_flows.core.sealed import seal
@@ -55,15 +55,29 @@ class World:
         self.events: list[AlertEvent] = []
         self._since: list[WindowRows] = []
         self._state: bytes | None = None
+        self.counts: dict[str, float] = {}
 
     def rows(self, blocks: Iterable[WindowRows]) -> None:
+        """All that comes at about the same time."""
         for one in blocks:
             self._since.append(one)
             self._take(one)
+        self._settle()
+
+    def _settle(self) -> None:
+        """While the evaluator listens who else is there, time goes on."""
+        while self.evaluator.next_us(self.now_us) - self.now_us <= S:
+            self.now_us += S
+            self.found(self.evaluator.on_time(self.now_us))
+
+    def found(self, findings: Findings) -> None:
+        self.events += findings.events
+        if findings.counters is not None:
+            self.counts |= {row["name"]: row["value"] for row in findings.counters.to_pylist()}
 
     def _take(self, one: WindowRows) -> None:
         self.now_us += 1000
-        self.events += self.evaluator.on_rows(one, self.now_us).events
+        self.found(self.evaluator.on_rows(one, self.now_us))
 
     def commit(self) -> None:
         self._state = self.evaluator.snapshot()
@@ -78,6 +92,7 @@ class World:
             self.evaluator = Evaluator.restored(PLAN, self.config, self.now_us, self._state)
         for one in self._since:
             self._take(one)
+        self._settle()
 
     def told(self) -> list[tuple[str, int]]:
         """Transition and time of each event, once by its id."""
@@ -120,11 +135,11 @@ groups:
 
 def test_a_rule_can_tell_that_judging_is_late_while_it_is() -> None:
     world = World(config_of(BEHIND))
-    for end_s, late_s in ((10, 15), (20, 61), (80, 20)):
+    for end_s, late_s in ((10, 15), (20, 30), (30, 45), (40, 61), (80, 40)):
         world.now_us = WALL_US + (end_s + late_s) * S
         world.rows([block(WALL_US // S + end_s, 0.5)])
     start = WALL_US // S
-    assert world.told() == [("active", start + 20), ("resolved", start + 30)]
+    assert world.told() == [("active", start + 40), ("resolved", start + 50)]
     (alert,) = [one.alert for one in world.events if one.transition.value == "active"]
     assert alert is not None
     assert alert.current_value == pytest.approx(61, abs=0.01)
@@ -194,10 +209,38 @@ def test_what_is_said_before_anybody_was_heard_is_judged_although_the_flow_was_d
 
 def test_a_gap_is_judged_once_at_its_end() -> None:
     world = World()
-    world.rows([*history([0.95, 0.95]), block(5000, 0.95), block(5010, 0.95)])
-    counted = world.evaluator.on_time(world.now_us + 10 * S).counters.to_pylist()
-    evaluations = next(row["value"] for row in counted if row["name"] == "rule_evaluations")
-    assert evaluations == 4
+    world.rows(history([0.95, 0.95]))
+    world.rows([block(5000, 0.95), block(5010, 0.95)])
+    world.found(world.evaluator.on_time(world.now_us + 10 * S))
+    assert world.counts["rule_evaluations"] == 4
+
+
+def test_who_begins_anew_judges_every_window_of_all_services_whichever_are_read_first() -> None:
+    """Of a backlog, one partition is read before the other: for a moment one service is all there is."""
+    world = World()
+    web, shop = history([0.95] * 180), history([0.5] * 10 + [0.95] * 2 + [0.5] * 168, "shop")
+    world.rows([*web, *shop])
+    assert world.told() == [("active", 20), ("active", 120), ("resolved", 130)]
+
+
+def test_a_process_that_was_held_up_does_not_take_that_time_for_having_listened() -> None:
+    world = World()
+    world.evaluator.on_rows(block(10, 0.5), world.now_us)
+    world.now_us += 20 * S
+    world.rows([block(20, 0.5), *history([0.95] * 2, "shop")])
+    assert world.told() == [("active", 20)]
+
+
+def test_when_all_were_silent_the_first_that_is_heard_again_is_not_all_there_is() -> None:
+    world = World()
+    start_s = WALL_US // S
+    world.rows([block(start_s, 0.5, service) for service in ("web", "shop")])
+    world.now_us += 35 * S
+    blocks: list[WindowRows] = []
+    for service, value in (("web", 0.5), ("shop", 0.95)):
+        blocks += [block(start_s + end_s, value, service) for end_s in (10, 20)]
+    world.rows(blocks)
+    assert world.told() == [("active", start_s + 20)]
 
 
 CHANGED = RULES.replace("threshold: 0.9,", "threshold: 0.8,")
@@ -245,9 +288,8 @@ def test_commands_reach_their_alert_and_are_counted_where_they_cannot_be_done() 
     assert command("c0", "nobody") == ()
     assert [one.transition for one in command("c1", active.alert.id)] == [Transition.ACKNOWLEDGED]
     assert [one.transition for one in command("c2", active.alert.id)] == [Transition.REJECTED]
-    counted = world.evaluator.on_time(world.now_us + 10 * S).counters.to_pylist()
-    counts = {row["name"]: row["value"] for row in counted}
-    assert (counts["alerts_created"], counts["commands_rejected"]) == (1, 1)
+    world.found(world.evaluator.on_time(world.now_us + 10 * S))
+    assert (world.counts["alerts_created"], world.counts["commands_rejected"]) == (1, 1)
 
 
 def test_a_key_judges_what_is_its_own_alone() -> None:

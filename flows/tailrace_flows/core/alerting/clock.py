@@ -6,10 +6,15 @@ A plain state machine; wall time (`now_us`) only says who is waited for.
 from dataclasses import dataclass, field
 from typing import Final
 
-__all__ = ["STALL_US", "EvaluationClock"]
+__all__ = ["SETTLE_US", "STALL_US", "EvaluationClock"]
 
 STALL_US: Final = 30_000_000
 """Nobody is waited for longer: neither a service that is silent, nor one whose time lags behind the others'."""
+SETTLE_US: Final = 5_000_000
+"""So long is listened who is there when nobody was, before anybody is believed: rows of the same windows may be on
+their way from other services, in partitions that are read a moment later."""
+SETTLE_STEP_US: Final = 1_000_000
+"""What a pause between two looks counts for, at most: who was held up has heard nothing in it."""
 AHEAD_US: Final = 3600 * 1_000_000
 """A watermark that is further ahead of wall time says nothing of it: the stream has ended, or a clock is wrong."""
 FORGET_US: Final = 24 * 3600 * 1_000_000
@@ -36,15 +41,23 @@ class EvaluationClock:
     """Wall time when there was nothing yet, or of the last restart."""
     reached_us: int | None = None
     services: dict[str, _Service] = field(default_factory=dict)
+    settle_us: int = SETTLE_US
+    """0: all is heard in the order of time, and the first that is heard is believed."""
+    settling_us: int = 0
+    """How much longer is listened before time moves."""
+    looked_us: int = 0
+    """Wall time up to which that was counted."""
 
     def hear(self, service: str, watermark_us: int, now_us: int) -> None:
         """A service's windows that end at `watermark_us` or before are closed, and their rows are here."""
+        if not any(one.waited_for(now_us) for one in self.services.values()):
+            self._settle(now_us)
         known = self.services.setdefault(service, _Service(watermark_us, now_us))
         known.watermark_us = max(known.watermark_us, watermark_us)
         known.heard_us = now_us
 
     def advance(self, now_us: int) -> int | None:
-        """Event time up to which everything can be evaluated; None: nothing is known yet.
+        """Event time up to which everything can be evaluated; None: nothing is known yet, or not for long enough.
 
         The least watermark of the services that are waited for; while there is none, wall time less STALL_US, so that
         rules about missing data see that it is missing.
@@ -57,6 +70,12 @@ class EvaluationClock:
             elif one.lags_since_us is None:
                 one.lags_since_us = now_us
         live = [one.watermark_us for one in self.services.values() if one.waited_for(now_us)]
+        if self.settling_us:
+            counted_us = min(max(now_us - self.looked_us, 0), SETTLE_STEP_US)
+            self.settling_us = max(self.settling_us - counted_us, 0)
+            self.looked_us = now_us
+            if self.settling_us:
+                return self.reached_us
         found_us = min(live) if live else now_us - STALL_US
         if live or found_us >= self.started_us:
             self.reached_us = found_us if self.reached_us is None else max(self.reached_us, found_us)
@@ -74,6 +93,8 @@ class EvaluationClock:
     def next_us(self, now_us: int) -> int:
         """Wall time at which `advance` may give more although nothing is heard."""
         due = [max(one.heard_us, one.lags_since_us or 0) + STALL_US for one in self.services.values()]
+        if self.settling_us:
+            due.append(now_us + min(self.settling_us, SETTLE_STEP_US))
         return min((at for at in due if at > now_us), default=now_us + STALL_US // 3)
 
     def resume(self, now_us: int) -> None:
@@ -87,3 +108,9 @@ class EvaluationClock:
             for name, one in self.services.items()
             if now_us - one.heard_us < FORGET_US
         }
+        if self.settling_us:
+            self._settle(now_us)
+
+    def _settle(self, now_us: int) -> None:
+        self.settling_us = self.settle_us
+        self.looked_us = now_us

@@ -28,6 +28,8 @@ EVALUATORS: Final = 8
 """Keys that units are spread over. Fixed: changing it would orphan the state of every running flow."""
 GAP_US: Final = 600_000_000
 """When evaluation is further behind, what lies between is judged once, at its end."""
+BACKLOG_US: Final = 3600 * 1_000_000
+"""Of what there is when it begins anew so much is judged, step by step."""
 LATENESS_US: Final = 60_000_000
 """Rows are kept so much longer than looked back at: a revised row must find the one it replaces."""
 COUNTERS_US: Final = 2_000_000
@@ -142,7 +144,7 @@ class Evaluator:
         *,
         live: bool = True,
     ) -> None:
-        """`live`: wall time says how late it is; not so where the past is judged."""
+        """`live`: wall time says who is there, and how late it is; not so where the past is judged."""
         self.number = number
         self._plan = plan
         self._config: dict[str, ConfigModel] = {}
@@ -150,7 +152,7 @@ class Evaluator:
         """Of `_config`, as JSON: a model's class may have other fields when it is read."""
         self._slots: dict[str, _Slot] = {}
         self._counters_us = now_us
-        self._clock = EvaluationClock(now_us)
+        self._clock = EvaluationClock(now_us) if live else EvaluationClock(now_us, settle_us=0)
         self._delays_from_us = (UNKNOWN_US if state else now_us) if live else AFTER_ALL
         """Who begins anew begins with the past hour, which is not late."""
         self._judged_us: int | None = None
@@ -222,8 +224,9 @@ class Evaluator:
                 if slot.unit.by_change:
                     keep = slot.unit.keep
                     slot.changed.update(one for one in changed if one[0] in keep)
-            if self._judged_us is None and changed:
-                self._judged_us = min(end_us for _, end_us in changed) - STEP_US  # the first that there is
+            if changed and (self._judged_us is None or self._clock.reached_us is None):
+                first_us = min(end_us for _, end_us in changed) - STEP_US  # of all that there is
+                self._judged_us = first_us if self._judged_us is None else min(self._judged_us, first_us)
         if block.watermark_us > UNKNOWN_US:
             self._clock.hear(block.service, block.watermark_us, now_us)
         return self.on_time(now_us)
@@ -270,10 +273,14 @@ class Evaluator:
 
     def _due(self, now_us: int) -> range:
         """The multiples of a step that can be judged now; after a gap only its end."""
+        anew = self._clock.reached_us is None
         reached_us = self._clock.advance(now_us)
         if reached_us is None or not self._slots:
             return range(0)
         last_us = reached_us - reached_us % STEP_US
+        if anew and self._judged_us is not None:
+            self._judged_us = max(self._judged_us, last_us - BACKLOG_US)
+            return range(self._judged_us - self._judged_us % STEP_US + STEP_US, last_us + 1, STEP_US)
         if self._judged_us is None or last_us - self._judged_us > GAP_US:
             return range(last_us, last_us + (self._judged_us is None or last_us > self._judged_us))
         return range(self._judged_us - self._judged_us % STEP_US + STEP_US, last_us + 1, STEP_US)
