@@ -4,7 +4,7 @@ from typing import Any, Final, NamedTuple
 
 from tailrace_schemas.rows import WINDOW_ROWS
 
-__all__ = ["rollup"]
+__all__ = ["MERGE", "Level", "rollup"]
 
 GRACE_S: Final = 120
 """A window is merged so long after its end: when nearly all late samples have come. Later ones merge it again."""
@@ -12,7 +12,9 @@ OVERLAP_S: Final = 600
 """Rows stored so long before the last run are looked at again: an insert may take that long to be seen."""
 
 
-class _Level(NamedTuple):
+class Level(NamedTuple):
+    """One step: what is merged into what."""
+
     source: str
     target: str
     seconds: int
@@ -23,8 +25,8 @@ class _Level(NamedTuple):
 
 
 LEVELS: Final = (
-    _Level("rows_1m", "rows_1h", 3_600, "toStartOfHour", "toDate"),
-    _Level("rows_1h", "rows_1d", 86_400, "toStartOfDay", "toYYYYMM"),
+    Level("rows_1m", "rows_1h", 3_600, "toStartOfHour", "toDate"),
+    Level("rows_1h", "rows_1d", 86_400, "toStartOfDay", "toYYYYMM"),
 )
 
 _STATE = """
@@ -53,7 +55,7 @@ ORDER BY min(start)
 
 # Sketches are added up at scale 8, which holds all scales, and made as coarse as the coarsest of them afterwards.
 # Ordered aggregation holds the sketches of one series at a time.
-_MERGE = """
+MERGE = """
 INSERT INTO {target} ({columns})
 SELECT
     metric, service, series_id, any(attributes), any(kind), any(unit), stream, {start}(window_start) AS start,
@@ -88,7 +90,7 @@ def rollup(client: Any, now_us: int) -> int:
     return sum(_merge_level(client, level, now_us // 1_000_000) for level in LEVELS)
 
 
-def _merge_level(client: Any, level: _Level, now_s: int) -> int:
+def _merge_level(client: Any, level: Level, now_s: int) -> int:
     # Two clocks: rows are stamped by the server's, windows end by that of the samples.
     stored_until, windows_until, server_now = client.query(_STATE, parameters={"name": level.target}).result_rows[0]
     end = (now_s - GRACE_S) // level.seconds * level.seconds
@@ -98,7 +100,7 @@ def _merge_level(client: Any, level: _Level, now_s: int) -> int:
             "stored_from": max(0, stored_until - OVERLAP_S), "windows_from": windows_until, "windows_until": end,
         },
     ).result_rows  # fmt: skip
-    merge = _MERGE.format(**level._asdict(), columns=", ".join(WINDOW_ROWS.names))
+    merge = MERGE.format(**level._asdict(), columns=", ".join(WINDOW_ROWS.names))
     for (starts,) in changed:
         client.command(merge, parameters={"starts": starts, "first": starts[0], "end": starts[-1] + level.seconds})
     # Only now: what a failed run has left out is found again.
