@@ -13,13 +13,16 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from tailrace_flows import runner
+from tailrace_flows.core import window
 from tailrace_flows.core.config import WindowConfig
 from tailrace_flows.core.counters import Count
+from tailrace_flows.core.sketch import codes_of
 from tailrace_schemas.topics import shard_of
 
 from tests.flows.machine import START_US, Machine, S, check, check_row, check_rows
 from tests.flows.oracle import Batch, Entry, Sample, expect, rows_of
 from tests.flows.strategies import SERIES, SERVICES, logs
+from tests.flows.writing import Writer
 
 slow = settings(
     max_examples=int(os.environ.get("TAILRACE_TEST_EXAMPLES", "60")),
@@ -251,6 +254,35 @@ def test_a_lower_lateness_after_a_restart_retires_no_window_before_it_is_rebuilt
     assert machine.rows.keys() == expected.keys()
     for key, row in machine.rows.items():
         check_row(key, row, expected[key], replace(machine.config, generation=row["version"] >> 48))
+
+
+def test_the_first_minute_after_a_restart_does_not_do_the_work_of_its_six_windows_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    coded: list[int] = []
+
+    def counting(values: Any, scale: int) -> Any:
+        coded.append(values.size)
+        return codes_of(values, scale)
+
+    writer = Writer()
+    samples = 100
+    log: list[Entry] = [
+        writer.batch(*((second + number / samples, 1.0 + number) for number in range(samples))) for second in range(70)
+    ]
+    machine = Machine([log], WindowConfig())
+    machine.poll(0, 58)
+    machine.commit()
+    machine.crash()
+    monkeypatch.setattr(window, "codes_of", counting)
+    at_once = []
+    for _ in range(machine.partitions[0].next_offset, len(log)):
+        coded.clear()
+        machine.poll(0, 1)
+        at_once.append(sum(coded))
+    machine.finish()
+    assert max(at_once) <= 1_300  # ten seconds, of disorder two more, and the poll itself
+    check(machine, expect([log], machine.config))
 
 
 def test_a_start_that_was_killed_while_it_made_the_directory_is_no_damage(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ class Window:
     pending: list[tuple[Slots, Ints | None, Floats]] = field(default_factory=list)
     pending_samples: int = 0
     closed: bool = False
-    dirty: list[Slots] = field(default_factory=list)
+    dirty: list[Ints] = field(default_factory=list)
     """Slots whose rows were emitted and have changed since."""
     bands: Bands | None = None
     """The table's; None: everything is sorted. Not part of a snapshot, like what follows."""
@@ -156,7 +156,7 @@ class Window:
         self.sketched += codes.size
         bands = self.bands
         if bands is not None:
-            if self.grid is None and not self.closed and self.sketched >= GRID_SAMPLES * bands.known > 0:
+            if self.grid is None and self.sketched >= GRID_SAMPLES * bands.known > 0:
                 self.grid = Grid(bands)
             if self.grid is not None:
                 outside = self.grid.add(slots, codes, self.count.size)
