@@ -1,10 +1,10 @@
 """Quantiles by SQL over 10 M window rows: 1,000 series, 10 s rows of 28 hours, 1 h rows and 1 d rows of 30 days.
 
 The rows are made in the server: log-normal latencies, 20 to 160 samples a window (65 buckets). Minutes are merged from
-them, hours from minutes and days from hours, by the rollup's SQL; hours before the first minute are drawn, 35,000 samples
-each (300 buckets). Queries go through HTTP, as a dashboard's do. `--cookbook` also runs those of docs/sql.md, with the end
-of the rows as now; for them there are gauges and counters of 100 hosts, a deploy, and a replay. `--copies 9` makes 100 M
-rows of 10 M: the same ones, on earlier days.
+them, hours from minutes and days from hours, by the rollup's SQL; hours before the first minute are drawn, 35,000
+samples each (300 buckets). Queries go through HTTP, as a dashboard's do. `--cookbook` also runs those of docs/sql.md,
+with the end of the rows as now; for them there are gauges and counters of 100 hosts, a deploy, and a replay.
+`--copies 9` makes 100 M rows of 10 M: the same ones, on earlier days.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import re
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +21,8 @@ from rich.progress import track
 from tailrace_flows.settings import ClickHouseSettings
 from tailrace_infra.child import start_child
 from tailrace_schemas.clock import monotonic_s
-from tailrace_sinks.clickhouse import connect
 from tailrace_schemas.rows import WINDOW_ROWS
+from tailrace_sinks.clickhouse import connect
 from tailrace_sinks.migrate import migrate
 from tailrace_sinks.rollup import MERGE, Level, rollup
 
@@ -74,16 +75,16 @@ FROM rows_10s WHERE window_start >= {{since:UInt32}} AND window_start < {{until:
 # What the cookbook asks for besides: a gauge and a counter of each of 100 hosts, by 10 s.
 _INSERT_HOSTS = (
     """
-    INSERT INTO rows_10s (metric, service, series_id, attributes, kind, unit, stream, window_start, count, sum, min, max,
-        last, version)
+    INSERT INTO rows_10s (metric, service, series_id, attributes, kind, unit, stream, window_start,
+        count, sum, min, max, last, version)
     SELECT 'system.cpu.utilization', 'host', number % 100, map('host.name', concat('host-', toString(number % 100))),
         'gauge', '1', '', toDateTime({start:UInt32} + 10 * intDiv(number, 100), 'UTC'),
         10, 10 * (rand(1) / 4294967295 AS used), used * 0.9, used, used, 10
     FROM numbers({rows:UInt64})
     """,
     """
-    INSERT INTO rows_10s (metric, service, series_id, attributes, kind, unit, stream, window_start, count, last, increase,
-        resets, version)
+    INSERT INTO rows_10s (metric, service, series_id, attributes, kind, unit, stream, window_start,
+        count, last, increase, resets, version)
     SELECT 'system.disk.io', 'host', number % 100,
         map('host.name', concat('host-', toString(intDiv(number % 100, 2))),
             'disk.io.direction', ['read', 'write'][1 + number % 2]),
@@ -244,9 +245,13 @@ def _merge_minutes(client: Any, series: int, begin_s: int, end_s: int) -> None:
     say("merging them into 1 m rows")
     merge = MERGE.format(**_MINUTES._asdict(), columns=", ".join(WINDOW_ROWS.names))
     step_s = max(60, CHUNK // series * 10 // 60 * 60)
-    for start in track(range(begin_s // 60 * 60, end_s, step_s), description="1 m rows", transient=True):
+
+    def part(start: int) -> None:
         end = min(start + step_s, end_s)
         client.command(merge, parameters={"starts": [*range(start, end, 60)], "first": start, "end": end})
+
+    with ThreadPoolExecutor(2) as pool:  # each keeps one core busy
+        list(pool.map(part, range(begin_s // 60 * 60, end_s, step_s)))
 
 
 def _copy(client: Any, options: argparse.Namespace, begin_s: int, end_s: int) -> None:
