@@ -188,7 +188,13 @@ def _ends(records: list[Message], position: dict[int, int]) -> dict[int, int]:
 def _await_counted(world: World, made: Workload, gone: int) -> None:
     expected = {**made.counters, **({"gap_records": gone} if gone else {})}
     expected = {name: value for name, value in expected.items() if value}
-    world.until(lambda: counters_of_windows(world.bench) == expected, f"the counters are {expected}", 90)
+
+    def are_counted() -> bool:
+        found = counters_of_windows(world.bench)
+        assert found == expected, f"they are {found}"
+        return True
+
+    world.until(are_counted, f"the counters are {expected}", 90)
 
 
 @attack(
