@@ -177,7 +177,11 @@ class _Origin:
     """
 
     def __init__(self, client: dict[str, Any], topic: str) -> None:
-        self._client = {"logger": logging.getLogger("tailrace.librdkafka"), **client}
+        self._client = {
+            "logger": logging.getLogger("tailrace.librdkafka"),
+            "reconnect.backoff.max.ms": 1000,  # records wait for what it is told
+            **client,
+        }
         self._topic = topic
         self._admin: AdminClient | None = None
         self._cluster = ""

@@ -14,6 +14,7 @@ A data directory holds one server: `server.properties` (written anew at each sta
 """
 
 import base64
+import errno
 import fcntl
 import json
 import logging
@@ -47,6 +48,7 @@ KAFKA_VERSION = "4.3.1"
 JAVA_VERSION_MIN = 17
 FETCH_TIMEOUT_S = 900.0
 STOP_TIMEOUT_S = 20.0
+PORT_TIMEOUT_S = 3.0
 
 _FILES = Path(__file__).parent / "kafka_files"
 _JVM_OPTIONS = (
@@ -266,13 +268,18 @@ def _usable_port(port: int) -> int:
     """The port, or a free one for 0; `KafkaServerError` when it is taken."""
     if port == 0:
         return free_port()
+    deadline_s = monotonic_s() + PORT_TIMEOUT_S
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Kafka does: TIME_WAIT is no obstacle
-        try:
-            probe.bind(("127.0.0.1", port))
-        except (OSError, OverflowError) as error:
-            raise KafkaServerError(f"Kafka cannot listen on 127.0.0.1:{port}: {error}") from error
-    return port
+        while True:
+            try:
+                probe.bind(("127.0.0.1", port))
+                return port
+            except (OSError, OverflowError) as error:
+                # The threads of a server that was killed hold its port for a while after its process has ended.
+                if getattr(error, "errno", 0) != errno.EADDRINUSE or monotonic_s() > deadline_s:
+                    raise KafkaServerError(f"Kafka cannot listen on 127.0.0.1:{port}: {error}") from error
+            time.sleep(0.1)
 
 
 def _write_config(data_dir: Path, port: int, properties: Mapping[str, str]) -> Path:

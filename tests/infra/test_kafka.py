@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -250,6 +251,17 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
             kafka_server.start(tmp_path / "data", port)
     with pytest.raises(KafkaServerError, match=r"cannot listen on 127\.0\.0\.1:99999"):
         kafka_server.start(tmp_path / "data", 99999)
+
+
+@pytest.mark.usefixtures("pretended")
+def test_a_port_that_a_killed_server_still_holds_for_a_moment(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        threading.Timer(0.3, taken.close).start()
+        with pytest.raises(KafkaServerError) as raised:  # this Java is none, which is seen after the port
+            kafka_server.start(tmp_path / "data", taken.getsockname()[1])
+    assert "cannot listen" not in str(raised.value)
 
 
 @pytest.mark.usefixtures("pretended")
