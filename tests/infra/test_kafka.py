@@ -260,7 +260,7 @@ def test_a_port_that_a_killed_server_still_holds_for_a_moment(tmp_path: Path) ->
         taken.listen()
         threading.Timer(0.3, taken.close).start()
         with pytest.raises(KafkaServerError) as raised:  # this Java is none, which is seen after the port
-            kafka_server.start(tmp_path / "data", taken.getsockname()[1])
+            kafka_server.start(tmp_path / "data", taken.getsockname()[1], timeout_s=0.5)
     assert "cannot listen" not in str(raised.value)
 
 
