@@ -26,6 +26,7 @@ from tailrace_flows.alert_rows import incident_row
 from tailrace_flows.config_topic import ConfigChange, decode_change, read_config
 from tailrace_flows.core.alerting.evaluator import EVALUATORS, Evaluator, Findings
 from tailrace_flows.core.alerting.responder import Responder, Response
+from tailrace_flows.core.alerting.told import Told, told_of
 from tailrace_flows.core.alerting.units import plan
 from tailrace_flows.core.feed import TopicFeed
 from tailrace_flows.core.shard import Output
@@ -33,11 +34,17 @@ from tailrace_flows.outputs import AggregatesSink, DeadLettersSink, EventsSink, 
 from tailrace_flows.settings import Settings
 from tailrace_flows.slo_past import History, SloPast
 from tailrace_flows.source import Place, TopicSource
+from tailrace_flows.topic_reader import read_topic
 
 __all__ = ["add_alerts", "build_flow", "flow"]
 
 LOOKBACK_S = 3600
 """How old the records are, at most, with which a flow begins that has no state."""
+
+TOLD_MARGIN_S = 60
+"""By so much more than a state says, the alerts topic is read back: hosts' clocks differ."""
+KINDS = {"rules": "rule_group", "slo": "slo", "health": "health"}
+"""Part -> the kind of its units."""
 
 Judged = WindowRows | ConfigChange | Command
 """What an evaluator takes."""
@@ -45,18 +52,22 @@ Heard = AlertEvent | ConfigChange | Command
 """What the responder takes."""
 Config = Callable[[], Mapping[str, ConfigModel]]
 """Reads the config topic to its end, once a process."""
+Recall = Callable[[int], Iterable[Told]]
+"""What the alerts topic has of a wall time and since."""
 
 
 class _Evaluate(StatefulBatchLogic[tuple[int, Judged], Findings, bytes]):
     """Wall time and Bytewax's callbacks around an `Evaluator`, which is made when its number is known."""
 
-    def __init__(self, parts: Collection[str], config: Config, history: History, state: bytes | None) -> None:
+    def __init__(
+        self, parts: Collection[str], config: Config, history: History, recall: Recall, state: bytes | None
+    ) -> None:
         self._plan = partial(plan, parts)
         self._config = config
         self._past = SloPast(history)
         self._evaluator: Evaluator | None = None
         if state is not None:
-            self._evaluator = Evaluator.restored(self._plan, config(), host_clock.now_us(), state)
+            self._evaluator = Evaluator.restored(self._plan, config(), host_clock.now_us(), state, recall)
             self._past.prime(self._evaluator.units)
 
     def on_batch(self, values: list[tuple[int, Judged]]) -> tuple[Iterable[Findings], bool]:
@@ -157,6 +168,17 @@ def add_alerts(dataflow: Dataflow, adapters: Adapters, parts: Collection[str]) -
     def config() -> Mapping[str, ConfigModel]:
         return read_config(client, topics.config)
 
+    known: dict[int, list[Told]] = {}
+
+    def recall(state_us: int) -> list[Told]:
+        since_us = state_us - TOLD_MARGIN_S * 1_000_000
+        if not any(at_us <= since_us for at_us in known):  # all keys' states are of about the same time
+            events = read_topic(client, topics.alerts, lambda _, value: read_event(value), since_us)
+            known[since_us] = told_of(event for _, event in events)
+        kinds = {KINDS[part] for part in parts if part in KINDS}
+        found = next(every for at_us, every in known.items() if at_us <= since_us)
+        return [one for one in found if one.unit.partition("/")[0] in kinds]
+
     def read(name: str, topic: str, decode: Callable[[bytes | None, bytes], Any], *, anew: bool = False) -> Any:
         """The items of a topic, and its dead letters; `anew`: always from its start."""
         since_us = 0 if anew else host_clock.now_us() - LOOKBACK_S * 1_000_000
@@ -185,7 +207,7 @@ def add_alerts(dataflow: Dataflow, adapters: Adapters, parts: Collection[str]) -
         all_letters.append(more)
         every = op.flat_map("every_evaluator", op.merge("judged", rows, changes, commands), _for_every_evaluator)
         findings = op.stateful_batch(
-            "evaluate", every, lambda state: _Evaluate(judged, config, adapters.slo_history, state)
+            "evaluate", every, lambda state: _Evaluate(judged, config, adapters.slo_history, recall, state)
         )
         op.output("alerts", findings, EventsSink(adapters.kafka, topics.alerts))
         if "anomaly" in judged:

@@ -7,7 +7,8 @@ from confluent_kafka import Consumer, KafkaError, TopicPartition
 from tailrace_schemas.config import ConfigModel
 from tailrace_sinks.kafka import about
 
-from tailrace_flows.config_topic import TIMEOUT_S, decode_change, read_config
+from tailrace_flows.config_topic import decode_change, read_config
+from tailrace_flows.topic_reader import TIMEOUT_S
 
 __all__ = ["ConfigFollower"]
 

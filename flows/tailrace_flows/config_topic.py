@@ -5,20 +5,16 @@ cannot be read is a dead letter, and leaves in force what was there before it.
 """
 
 import json
-import logging
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
-from tailrace_schemas.clock import monotonic_s
 from tailrace_schemas.config import ConfigModel, Record, model_of
-from tailrace_sinks.kafka import KafkaWriter, about
+from tailrace_sinks.kafka import KafkaWriter
+
+from tailrace_flows.topic_reader import read_topic
 
 __all__ = ["ConfigChange", "decode_change", "publish", "read_changes", "read_config"]
 
-log = logging.getLogger(__name__)
-
-TIMEOUT_S: Final = 30.0
 MAX_BYTES: Final = 1_000_000
 
 
@@ -61,41 +57,7 @@ def read_changes(client: dict[str, Any], topic: str) -> Iterator[tuple[int, Conf
     Raises:
         KafkaException: the topic cannot be read to its end.
     """
-    consumer = Consumer(
-        {
-            **client, "group.id": "tailrace-config", "enable.auto.commit": False, "enable.partition.eof": True,
-            "log_level": 0,
-        }
-    )  # fmt: skip
-    try:
-        found = consumer.list_topics(topic, TIMEOUT_S).topics[topic]
-        if found.error is not None:
-            raise about(topic, found.error)
-        for number in found.partitions:
-            yield from _read_partition(consumer, TopicPartition(topic, number))
-    finally:
-        consumer.close()
-
-
-def _read_partition(consumer: Consumer, place: TopicPartition) -> Iterator[tuple[int, ConfigChange]]:
-    low, high = consumer.get_watermark_offsets(place, TIMEOUT_S)
-    if low == high:
-        return
-    consumer.assign([TopicPartition(place.topic, place.partition, low)])
-    until_s = monotonic_s() + TIMEOUT_S
-    while monotonic_s() < until_s:
-        for message in consumer.consume(500, 0.1):
-            until_s = monotonic_s() + TIMEOUT_S
-            error = message.error()
-            if error is not None:
-                if error.code() == KafkaError._PARTITION_EOF:  # not the last offset: compaction leaves holes
-                    return
-                raise about(place.topic, error)
-            try:
-                yield message.timestamp()[1], decode_change(message.key(), message.value() or b"")
-            except ValueError as wrong:
-                log.warning("%s[%d] at %d: %s", place.topic, place.partition, message.offset(), wrong)
-    raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"{place.topic} cannot be read to its end"))
+    return read_topic(client, topic, decode_change)
 
 
 def read_config(client: dict[str, Any], topic: str) -> dict[str, ConfigModel]:

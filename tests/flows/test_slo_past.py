@@ -46,7 +46,9 @@ class World:
             return self.stored if self.back.is_set() else away.slo_history(spec, until_us)
 
         config = {record_of(item).key: item.model for item in load([("config.yaml", CONFIG)]).items}
-        self.keys = [_Evaluate(("rules", "slo"), lambda: config, history, None) for _ in range(EVALUATORS)]
+        self.keys = [
+            _Evaluate(("rules", "slo"), lambda: config, history, lambda _: (), None) for _ in range(EVALUATORS)
+        ]
 
     def window(self, failed: int, requests: int) -> list[Findings]:
         """What the next window of 10 s gives."""

@@ -4,6 +4,9 @@ A world is made from its seed alone. Window rows of a few services come in some 
 acknowledge, resolve, mark and silence; the configuration changes; the evaluators and the responder crash at any step
 and go on from their last states. Every event must be the one that `_Judge` finds with all rows at hand, and whoever is
 notified must in the end know what is so.
+
+In a *changing* world services are silent for so long that they are not waited for, and the configuration changes just
+before a crash. What is found is then not found again; but every alert that was told of must end.
 """
 
 import traceback
@@ -18,6 +21,7 @@ from zlib import crc32
 
 from tailrace_flows.core.alerting.evaluator import EVALUATORS, Evaluator
 from tailrace_flows.core.alerting.responder import Responder
+from tailrace_flows.core.alerting.told import told_of
 from tailrace_flows.core.alerting.units import plan
 from tailrace_schemas.alerts import AlertEvent, Command, CommandKind, Labels, Transition, alert_id, event_id, time_of
 from tailrace_schemas.config import ConfigModel, load, record_of
@@ -30,7 +34,7 @@ from tests.flows.alerting.rows import Row, S, batch_of, slow_values
 from tests.reliability.attack import Result, Run, attack
 from tests.reliability.seeds import failed_before
 
-__all__ = ["play"]
+__all__ = ["play", "play_changing"]
 
 START_S = 1_700_000_400
 STEP_S = 10
@@ -323,15 +327,17 @@ class _Evaluators:
     def listens(self, now_us: int) -> bool:
         return any(one.next_us(now_us) <= now_us + S for one in self.every)
 
-    def configure(self, config: dict[str, ConfigModel], now_us: int) -> None:
-        """Between two commits: nobody promises whether a change comes before a window or after it, once more."""
-        self.commit()
+    def configure(self, config: dict[str, ConfigModel], now_us: int, *, stored: bool) -> None:
+        """`stored`: between two commits. A crash may make a change come before a window that it came after at first."""
+        if stored:
+            self.commit()
         changed = {key for key in {*self.config, *config} if self.config.get(key) != config.get(key)}
         for key in sorted(changed):
             for one in self.every:
                 self._pending += one.on_change(key, config.get(key), now_us).events
         self.config = dict(config)
-        self.commit()
+        if stored:
+            self.commit()
 
     def commit(self) -> None:
         self.topic += self._pending
@@ -342,7 +348,8 @@ class _Evaluators:
         """A part of what was given since the last commit is on the topic."""
         self.topic += _first_few(random, self._pending)
         self._pending = []
-        self.every = [Evaluator.restored(PLAN, self.config, now_us, state) for state in self._states]
+        told = told_of(self.topic)
+        self.every = [Evaluator.restored(PLAN, self.config, now_us, state, lambda _: told) for state in self._states]
         self.look(now_us)
         for item in self._since:
             self._give(item, now_us)
@@ -397,8 +404,12 @@ class _Response:
 class World:
     """See the module. `play` runs it."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, changing: bool = False) -> None:
         self.random = random = Random(seed)
+        self.changing = changing
+        self.silent: dict[str, int] = {}
+        """Of a changing world: service -> for how many windows it will still be silent."""
+        self.calm = False
         text = "".join((_rules(random) or _always(), OBJECTIVE, ROUTING))
         self.config = _config(text)
         self.now_us = START_S * S
@@ -420,15 +431,26 @@ class World:
         for service in random.sample(SERVICES, len(SERVICES)):
             rows = self._rows(service, end_s, whole=number == 1)
             self.now_us += S if self.judge.listening else STEP_S * S // len(SERVICES)
+            if self._is_silent(service, number):
+                self.held += [*(one for one in waiting if one[0] == service), (service, end_s, rows)]
+                continue
             for one in [one for one in waiting if one[0] == service]:
                 self._deliver(*one)
-            if random.random() < 0.1 and number > 1 and not any(one[0] == service for one in waiting):
+            if not self.calm and random.random() < 0.1 and number > 1 and not any(one[0] == service for one in waiting):
                 self.held.append((service, end_s, rows))
             else:
                 self._deliver(service, end_s, rows)
             self._meanwhile()
         if self.judge.listening:
             self._listen()
+
+    def _is_silent(self, service: str, number: int) -> bool:
+        if not self.changing or self.calm or number == 1:
+            return False
+        if self.silent.get(service, 0) == 0 and self.random.random() < 0.03:
+            self.silent[service] = self.random.randint(3, 8)
+        self.silent[service] = max(0, self.silent.get(service, 0) - 1)
+        return self.silent[service] > 0
 
     def _listen(self) -> None:
         """As long as it is listened who else there is, nothing else happens; states are stored more often than that."""
@@ -437,11 +459,14 @@ class World:
             self.evaluators.look(self.now_us)
         self.evaluators.commit()
         self.judge.listening = False
-        self.judge.reach()
+        if not self.changing:
+            self.judge.reach()
 
     def _rows(self, service: str, end_s: int, *, whole: bool) -> list[Row]:
         random = self.random
-        if random.random() < 0.08:
+        if self.calm:
+            self.moods[service], whole = "calm", True
+        elif random.random() < 0.08:
             self.moods[service] = random.choice(("calm", "busy", "between", "failing", "wild", "gone"))
         mood = self.moods[service]
         if mood == "gone" and not whole:
@@ -463,12 +488,16 @@ class World:
         self.steps += 1
         block = WindowRows(service, "", STEP_S, end_s * S, batch_of(rows))
         self.sent_blocks.append(block)
-        self.judge.hear(service, end_s, rows)
+        self._hear(service, end_s, rows)
         self.evaluators.take(block, self.now_us)
-        if self.random.random() < 0.05 and rows:  # revised, soon afterwards
+        if not self.calm and self.random.random() < 0.05 and rows:  # revised, soon afterwards
             more = [row._replace(values=(self.random.random(),), version=2) for row in rows if row.series in CPU]
-            self.judge.hear(service, end_s, more)
+            self._hear(service, end_s, more)
             self.evaluators.take(block._replace(rows=batch_of(more)), self.now_us)
+
+    def _hear(self, service: str, end_s: int, rows: list[Row]) -> None:
+        if not self.changing:
+            self.judge.hear(service, end_s, rows)
 
     def _meanwhile(self) -> None:
         random = self.random
@@ -484,10 +513,11 @@ class World:
         elif chance < 0.36:
             again = random.choice(self.sent_blocks[-20:])
             self.evaluators.take(again, self.now_us)
-        elif chance < 0.37:
+        elif chance < (0.39 if self.changing else 0.37):
             self.config = _config("".join((_rules(random) or _always(), OBJECTIVE, ROUTING)))
-            self.evaluators.configure(self.config, self.now_us)
-            self.judge.configure(self.config)
+            self.evaluators.configure(self.config, self.now_us, stored=not self.changing)
+            if not self.changing:
+                self.judge.configure(self.config)
             self.done["configurations"] += 1
         elif chance < 0.41:
             self.response.crash(random, self.now_us)
@@ -498,7 +528,9 @@ class World:
 
     def _command(self) -> None:
         random = self.random
-        if not self.judge.alerts:
+        alerts = dict.fromkeys(one.alert.id for one in self.evaluators.topic if one.alert) if self.changing else None
+        alerts = self.judge.alerts if alerts is None else alerts
+        if not alerts:
             return
         self.commands += 1
         kind = random.choice(
@@ -511,7 +543,7 @@ class World:
             )
         )
         command = Command(
-            id=f"c{self.commands}", kind=kind, alert_id=random.choice(tuple(self.judge.alerts)[-6:]),
+            id=f"c{self.commands}", kind=kind, alert_id=random.choice(tuple(alerts)[-6:]),
             time=time_of(self.now_us), author="ann", duration_s=90 if kind is CommandKind.SILENCE else None,
             false_positive=random.random() < 0.7,
         )  # fmt: skip
@@ -520,7 +552,8 @@ class World:
         if kind is not CommandKind.SILENCE:
             for _ in range(random.choice((1, 1, 2))):  # at least once
                 self.evaluators.take(command, self.now_us)
-            self.judge.command(command)
+            if not self.changing:
+                self.judge.command(command)
 
     def settle(self) -> None:
         """Everything is delivered, read and due."""
@@ -546,6 +579,22 @@ class World:
         for alert, _, sequence in found.values():  # in the order in which they came first
             assert sequence == last.get(alert, -1) + 1, alert
             last[alert] = sequence
+        self._check_notifications()
+
+    def check_ends(self) -> None:
+        """Every alert that was told of has ended, once nothing is past a threshold any more, and everybody knows."""
+        found: dict[str, tuple[str, str]] = {}
+        last: dict[str, tuple[int, str]] = {}
+        for event in self.evaluators.topic:
+            assert event.alert is not None
+            what = (event.alert.id, event.transition.value)
+            assert found.setdefault(event.id, what) == what
+            if event.transition is not Transition.REJECTED:
+                one = (event.sequence, event.alert.status.value)
+                last[event.alert.id] = max(last.get(event.alert.id, one), one)
+        endless = {alert: status for alert, (_, status) in last.items() if status != "resolved"}
+        assert not endless, endless
+        assert not [event for one in self.evaluators.every for unit in one.units.values() for event in unit.republish()]
         self._check_notifications()
 
     def _check_notifications(self) -> None:
@@ -582,6 +631,23 @@ def _always() -> str:
     )
 
 
+CALM_WINDOWS = 60
+"""By then an objective's short window (5 minutes), and whatever a rule waits for, is over."""
+
+
+def play_changing(seed: int, windows: int = 100) -> tuple[int, Counter[str]]:
+    """Lets the changing world of this seed happen, as `play`."""
+    world = World(seed, changing=True)
+    for number in range(1, windows + 1):
+        world.window(number)
+    world.calm = True
+    for number in range(windows + 1, windows + 1 + CALM_WINDOWS):
+        world.window(number)
+    world.settle()
+    world.check_ends()
+    return world.steps, Counter({f"{name}, changing": value for name, value in world.done.items()})
+
+
 def play(seed: int, windows: int = 100) -> tuple[int, Counter[str]]:
     """Lets the world of this seed happen. Returns its number of steps, and what was in it.
 
@@ -602,7 +668,8 @@ def play(seed: int, windows: int = 100) -> tuple[int, Counter[str]]:
     promise="Each transition of an alert reaches the topic at least once, with an id that makes it once; whoever is "
     "notified knows in the end what is so",
     what="Rules, objectives, alert lifecycles and dispatch in virtual worlds: crashes at any step, rows late, "
-    "twice and revised, commands twice, new configurations; every event against plain dictionaries",
+    "twice and revised, commands twice, new configurations; every event against plain dictionaries; and as many worlds "
+    "in which silent services come back and rules change within a crash, after which every alert told of must end",
     unit="steps",
     short=6_000,
     long=1_000_000,
@@ -615,15 +682,16 @@ def alerts(run: Run) -> Result:
         if result.runs >= run.size:
             break
         result.seeds.append(seed)
-        try:
-            steps, found = play(seed)
-        except Exception:  # noqa: BLE001 - whatever it is, this seed does it again
-            result.failures.append(run.failure(traceback.format_exc(), seed=seed, size=1))
-            result.runs += 1
-            continue
-        result.runs += steps
-        done += found
+        for one in (play, play_changing):
+            try:
+                steps, found = one(seed)
+            except Exception:  # noqa: BLE001 - whatever it is, this seed does it again
+                result.failures.append(run.failure(traceback.format_exc(), seed=seed, size=1))
+                result.runs += 1
+                continue
+            result.runs += steps
+            done += found
         if len(result.seeds) % 100 == 0:
             run.say(f"  {result.runs:,} steps, {len(result.seeds)} worlds")
-    result.figures = {"worlds": len(result.seeds), **dict(sorted(done.items()))}
+    result.figures = {"worlds of each kind": len(result.seeds), **dict(sorted(done.items()))}
     return result

@@ -9,7 +9,10 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from tailrace_flows import source as source_module
 from tailrace_flows.core.chunk import Chunk, Mark
 from tailrace_flows.core.config import WindowConfig
+from tailrace_flows.settings import KafkaSettings
 from tailrace_flows.source import sample_source
+from tailrace_flows.topic_reader import read_topic
+from tailrace_infra.topics import ensure_topics
 from tailrace_schemas.clock import now_us
 from tailrace_schemas.samples import Series, encode_batch, encode_series_table
 
@@ -125,3 +128,24 @@ def test_a_batch_that_unfolds_hugely_holds_up_nothing(embedded_broker: str, monk
         reader.close()
     (told,) = [text for text in said if "cannot be read" in text]
     assert told.startswith("samples[0]: the batch at offset 2 cannot be read, and is left out (gap_records):")
+
+
+@pytest.mark.parametrize("broker", ["embedded_broker", pytest.param("kafka", marks=pytest.mark.kafka)])
+def test_what_a_topic_has_since_a_time_is_read_to_its_end(broker: str, request: pytest.FixtureRequest) -> None:
+    kafka = KafkaSettings(bootstrap_servers=request.getfixturevalue(broker), topic_prefix="since")
+    ensure_topics(kafka.client(), kafka.topics)
+    client, topic = {**kafka.client(), "log_level": 0}, kafka.topics.alerts
+    start_us = now_us()
+    producer = Producer(client)
+    for number in range(10):
+        producer.produce(topic, str(number).encode(), str(number).encode(), timestamp=start_us // 1000 + number)
+    producer.produce(topic, b"not a number", timestamp=start_us // 1000 + 10)
+    assert producer.flush(30) == 0
+
+    def read_since(milliseconds: int) -> list[int]:
+        since_us = (start_us // 1000 + milliseconds) * 1000
+        return sorted(item for _, item in read_topic(client, topic, lambda _, value: int(value), since_us))
+
+    assert read_since(0) == list(range(10))
+    assert read_since(7) == [7, 8, 9]
+    assert read_since(11) == []

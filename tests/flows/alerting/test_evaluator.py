@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tailrace_flows.core.alerting.evaluator import EVALUATORS, Evaluator, Findings
+from tailrace_flows.core.alerting.told import told_of
 from tailrace_flows.core.alerting.units import plan
 from tailrace_flows.core.chunk import UNKNOWN_US
 from tailrace_flows.core.sealed import seal
@@ -89,7 +90,8 @@ class World:
         if self._state is None:
             self.evaluator = Evaluator(NUMBER, PLAN, self.config, self.now_us)
         else:
-            self.evaluator = Evaluator.restored(PLAN, self.config, self.now_us, self._state)
+            topic = tuple(self.events)
+            self.evaluator = Evaluator.restored(PLAN, self.config, self.now_us, self._state, lambda _: told_of(topic))
         for one in self._since:
             self._take(one)
         self._settle()
@@ -272,6 +274,108 @@ def test_a_change_of_the_configuration(config: str, expected: list[tuple[str, in
             world.crash(config_of(config))
     world.rows([block(40, 0.95), block(50, 0.95)])
     assert world.told() == expected
+
+
+AT_ONCE = RULES.replace("by: [service]", "by: [host]").replace("for: 10s", "for: 0s")
+
+
+def silent_shop(web: float) -> World:
+    """An alert is told of (or one ends) while shop is silent; then a crash, and shop is waited for again."""
+    world = World(config_of(AT_ONCE))
+    world.rows(block(end_s, 1 - web, service) for end_s in (9970, 9980) for service in ("web", "shop"))
+    world.commit()
+    world.now_us += 31 * S
+    world.rows([block(9990, web), block(10_000, web)])
+    return world
+
+
+def test_an_alert_that_was_told_and_is_not_found_again_goes_on_and_ends() -> None:
+    world = silent_shop(0.95)
+    assert world.told() == [("active", 9990)]
+    world.crash()
+    shop = [block(end_s, 0.1, "shop") for end_s in (9990, 10_000, 10_010)]
+    world.rows([*shop, block(10_010, 0.95)])
+    assert world.told() == [("active", 9990), ("resolved", 10_000)]
+
+
+def test_an_alert_that_was_told_keeps_its_identity_where_its_condition_comes_back() -> None:
+    world = silent_shop(0.95)
+    world.crash()
+    world.commit()
+    world.crash()  # what waits to be judged again is in the state
+    world.rows([block(9990, 0.1, "shop"), *(block(end_s, 0.99, "shop") for end_s in (10_000, 10_010, 10_020))])
+    world.rows([block(10_010, 0.95), block(10_020, 0.1)])
+    assert world.told() == [("active", 9990), ("resolved", 10_020)]
+
+
+def test_an_alert_that_was_told_to_be_over_is_over_although_it_is_not_found_to_be() -> None:
+    world = silent_shop(0.05)
+    assert world.told() == [("active", 9970), ("resolved", 9990)]
+    world.crash()
+    world.rows([block(end_s, 2.0, "shop") for end_s in (9990, 10_000)])
+    assert world.told() == [("active", 9970), ("resolved", 9990), ("active", 10_000)]
+
+
+@pytest.mark.parametrize("commits", [False, True])
+def test_an_alert_that_was_told_ends_where_its_rule_is_gone(*, commits: bool) -> None:
+    world = World()
+    world.rows(history([0.5] * 3))
+    world.commit()
+    world.rows([block(40, 0.95), block(50, 0.95)])
+    assert world.told() == [("active", 50)]
+    world.crash({})
+    world.events += world.evaluator.on_time(world.now_us).events
+    if commits:
+        world.commit()
+    world.crash({})
+    world.rows([block(60, 0.95)])
+    assert world.told() == [("active", 50), ("resolved", 50)]
+    assert world.events[-1].reason
+
+
+def test_an_alert_that_was_told_and_not_judged_again_ends_when_its_rule_is_removed() -> None:
+    world = silent_shop(0.95)
+    world.crash()
+    world.events += world.evaluator.on_change("rule_group/host", None, world.now_us).events
+    assert world.told() == [("active", 9990), ("resolved", 9990)]
+
+
+KINDS = """
+slos:
+- name: shop
+  service: web
+  objective: 99%
+  period: 30d
+  minimum_events: 1
+  indicator: {bad: {metric: failed}, total: {metric: requests}}
+health_checks:
+- {name: alive, service: web, heartbeat: {metric: beat, within: 20s}}
+"""
+
+
+@pytest.mark.parametrize("bad", ["slo", "health"])
+def test_alerts_of_objectives_and_checks_that_were_told_end_too(bad: str) -> None:
+    """They began in the last epoch; what comes again is good, since a fuller row has come meanwhile."""
+    config = config_of(KINDS)
+
+    def window(end_s: int, *, ok: bool, version: int = 1) -> WindowRows:
+        values = {"failed": 0.0 if ok or bad != "slo" else 90.0, "requests": 100.0}
+        if ok or bad != "health":
+            values["beat"] = 1.0
+        rows = [Row("web", Series(name, "counter"), end_s, (value,), version) for name, value in values.items()]
+        return WindowRows("web", "", 10, end_s * S, batch_of(rows))
+
+    world = World(config)
+    world.evaluator = Evaluator(None, PLAN, config, world.now_us)
+    world.rows(window(end_s, ok=True) for end_s in (10, 20))
+    world.commit()
+    world.rows(window(end_s, ok=False) for end_s in (30, 40, 50))
+    told = {one.alert.id for one in world.events if one.alert}
+    assert told
+    world._since = [window(end_s, ok=True, version=2) for end_s in (30, 40, 50)]
+    world.crash()
+    world.rows(window(end_s, ok=True) for end_s in range(60, 600, 10))
+    assert {one.alert.id for one in world.events if one.alert and one.transition is Transition.RESOLVED} == told
 
 
 def test_commands_reach_their_alert_and_are_counted_where_they_cannot_be_done() -> None:

@@ -97,6 +97,11 @@ class EvaluationClock:
             due.append(now_us + min(self.settling_us, SETTLE_STEP_US))
         return min((at for at in due if at > now_us), default=now_us + STALL_US // 3)
 
+    @property
+    def latest_us(self) -> int:
+        """Wall time of the last message, or of the begin."""
+        return max((one.heard_us for one in self.services.values()), default=self.started_us)
+
     def resume(self, now_us: int) -> None:
         """After a restart: everybody has as long as ever to be heard of; who was silent for a day is forgotten.
 

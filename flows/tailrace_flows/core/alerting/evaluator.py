@@ -11,12 +11,14 @@ from typing import Any, Final, NamedTuple, Protocol, Self
 from zlib import crc32
 
 import pyarrow as pa
-from tailrace_schemas.alerts import AlertEvent, Command, CommandKind, Transition
+from tailrace_schemas.alerts import AlertEvent, Command, CommandKind, Status, Transition, us_of
 from tailrace_schemas.config import ConfigModel, model_of
 from tailrace_schemas.rows import WINDOW_ROWS, WindowRows
 
 from tailrace_flows.core.alerting.clock import EvaluationClock
+from tailrace_flows.core.alerting.lifecycle import AlertSpec, RuleAlerts
 from tailrace_flows.core.alerting.store import STEP_US, Keep, WindowStore
+from tailrace_flows.core.alerting.told import Told
 from tailrace_flows.core.chunk import UNKNOWN_US
 from tailrace_flows.core.counters import Counters
 from tailrace_flows.core.sealed import seal, unseal
@@ -92,6 +94,9 @@ class Unit(Protocol):
     def command(self, command: Command) -> list[AlertEvent] | None:
         """What a command brings about; None: it is about no alert of this unit."""
 
+    def recall(self, told: Told) -> list[AlertEvent] | None:
+        """After a restart, what the topic has of an alert; None: it is of no rule of this unit."""
+
     def close(self, t_us: int, reason: str, successor: Any = None) -> list[AlertEvent]:
         """The unit is no longer wanted: resolves its alerts, but for those that a changed unit goes on with."""
 
@@ -143,8 +148,10 @@ class Evaluator:
         state: bytes | None = None,
         *,
         live: bool = True,
+        told: Callable[[int], Iterable[Told]] = lambda _: (),
     ) -> None:
-        """`live`: wall time says who is there, and how late it is; not so where the past is judged."""
+        """`live`: wall time says who is there, and how late it is; not so where the past is judged. `told` gives, for
+        the wall time of a state, what the alerts topic has of that time and since of units that `plan` may ask for."""
         self.number = number
         self._plan = plan
         self._config: dict[str, ConfigModel] = {}
@@ -161,9 +168,14 @@ class Evaluator:
         """What the next call gives: after a restart, the events of what is active again."""
         self._counters = Counters(f"evaluator {number}")
         self._store = WindowStore({})
+        unknown: list[Told] = []
         if state is not None:
-            self._restore(state, now_us)
+            state_us = self._restore(state, now_us)
+            mine = [one for one in told(state_us) if self._owns(one.unit)]
+            unknown = self._recall(mine)
         self._first += self._configure(config)
+        for one in self._recall(unknown):
+            self._first += _end(one, self._now_us())
 
     @classmethod
     def restored(
@@ -172,19 +184,41 @@ class Evaluator:
         config: Mapping[str, ConfigModel],
         now_us: int,
         state: bytes,
+        told: Callable[[int], Iterable[Told]] = lambda _: (),
     ) -> Self:
-        """From a snapshot, which knows its number. Raises as the class does."""
-        return cls(unseal(STATE_VERSION, state)[0], plan, config, now_us, state)
+        """From a snapshot, which knows its number; `told` as of the class. Raises as the class does."""
+        return cls(unseal(STATE_VERSION, state)[0], plan, config, now_us, state, told=told)
 
-    def _restore(self, state: bytes, now_us: int) -> None:
-        """As it was, with the configuration that it had; what has changed since is then a change like any other."""
+    def _restore(self, state: bytes, now_us: int) -> int:
+        """As it was, with the configuration that it had; what has changed since is then a change like any other.
+
+        Returns:
+            A wall time, no later than the state is of.
+        """
         self.number, self._clock, self._judged_us, totals, rows, config, units = unseal(STATE_VERSION, state)
+        state_us = self._clock.latest_us
         self._clock.resume(now_us)
         self._counters = Counters(self._counters.scope, totals)
         self._configure({key: model_of(key, text) for key, text in config.items()}, units)
         self._store = WindowStore(self._store.keep, rows)
         for slot in self._slots.values():
             self._first += slot.unit.republish()
+        return state_us
+
+    def _recall(self, every: Iterable[Told]) -> list[Told]:
+        """Says what was told to the units that there are; returns what is of none of their rules."""
+        unknown = []
+        for told in every:
+            slot = self._slots.get(told.unit)
+            events = None if slot is None else slot.unit.recall(told)
+            if events is None:
+                unknown.append(told)
+            else:
+                self._first += events
+        return unknown
+
+    def _owns(self, key: str) -> bool:
+        return self.number is None or crc32(key.encode()) % EVALUATORS == self.number
 
     @property
     def units(self) -> Mapping[str, Unit]:
@@ -293,11 +327,7 @@ class Evaluator:
             key: self._texts[key] if self._config.get(key) is model else _text(model) for key, model in config.items()
         }
         self._config = dict(config)
-        plans = {
-            key: one
-            for key, one in self._plan(config).items()
-            if self.number is None or crc32(key.encode()) % EVALUATORS == self.number
-        }
+        plans = {key: one for key, one in self._plan(config).items() if self._owns(key)}
         events: list[AlertEvent] = []
         for key in [key for key in self._slots if key not in plans]:
             events += self._slots.pop(key).unit.close(self._now_us(), _GONE)
@@ -332,6 +362,19 @@ class Evaluator:
             self._counters_us = now_us + COUNTERS_US
             counters = self._counters.rows(now_us)
         return Findings(events, rows, counters)
+
+
+def _end(told: Told, t_us: int) -> list[AlertEvent]:
+    """The end of an alert whose rule is gone, if it has none yet."""
+    alert = told.event.alert
+    assert alert is not None
+    if alert.status is Status.RESOLVED:
+        return []
+    text = alert.description.replace("{", "{{").replace("}", "}}")
+    alerts = RuleAlerts(AlertSpec(alert.name, alert.source, alert.severity, text))
+    at_us = max(t_us, us_of(told.event.time) if told.due_us is None else told.due_us)
+    alerts.recall(told._replace(due_us=at_us))
+    return alerts.close(at_us, _GONE)
 
 
 def _text(model: ConfigModel) -> str:

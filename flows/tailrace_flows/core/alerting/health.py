@@ -25,6 +25,7 @@ from tailrace_schemas.config.maintenance import Maintenance
 
 from tailrace_flows.core.alerting.lifecycle import AlertSpec, RuleAlerts
 from tailrace_flows.core.alerting.maintenance import Calendar
+from tailrace_flows.core.alerting.told import Told
 from tailrace_flows.core.sealed import foreign
 
 __all__ = ["DEGRADED", "HEALTHY", "UNHEALTHY", "UNKNOWN", "CheckResult", "Health", "HealthStatus"]
@@ -324,6 +325,14 @@ class Health:
         for one in self._alerts.values():
             if (answer := one.command(command)) is not None:
                 return answer
+        return None
+
+    def recall(self, told: Told) -> list[AlertEvent] | None:
+        """As `RuleAlerts.recall`, for whichever has alerts of those labels; None: none has."""
+        assert told.event.alert is not None
+        for key, alerts in (self._orphans | self._alerts).items():
+            if told.unit == "health" and told.event.alert.labels == dict(_labels(*key)):
+                return alerts.recall(told)
         return None
 
     def alerts(self) -> list[Alert]:

@@ -10,6 +10,7 @@ Where this differs, and why:
 - **No data freezes** (`silent`): nothing begins, nothing ends, and no clock runs: `for` and `keep_firing_for` count
   measured time alone. Prometheus resolves an alert whose series vanish (prometheus#17482).
 - **A clear threshold** (`holding`): a value between the two thresholds keeps an active alert and drops a pending one.
+- **Told before a crash** (`recall`): what the topic says of an alert stands once its time has been judged again.
 - **Resolved by command while the condition holds**: the label set is quenched; it does not fire again until its
   condition has been false once. Else the next evaluation would undo what a person did.
 """
@@ -17,7 +18,7 @@ Where this differs, and why:
 from collections import deque
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
-from math import isfinite, isnan
+from math import isfinite, isnan, nan
 from string import Formatter
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -40,6 +41,7 @@ from tailrace_schemas.alerts import (
     us_of,
 )
 
+from tailrace_flows.core.alerting.told import Told
 from tailrace_flows.core.sealed import foreign
 
 __all__ = ["AlertSpec", "RuleAlerts", "describe"]
@@ -54,6 +56,7 @@ COMMANDS_KEPT: Final = 100
 """Command ids remembered for each alert, to know a command that is delivered twice."""
 STATE_VERSION: Final = 1
 
+_UNFOUND: Final = "it was not found again after a restart"
 _NOTHING: Final[Mapping[Labels, float]] = MappingProxyType({})
 
 
@@ -152,6 +155,8 @@ class RuleAlerts:
         """By alert id: all that are active or acknowledged, and the last ones resolved."""
         self._resolved: deque[tuple[int, str]] = deque()
         """When those were, and their ids, oldest first."""
+        self._told: dict[str, Told] = {}
+        """By alert id: what was told before a crash, of times that have not been judged again yet."""
         self.refused = 0
         """Label sets that the last evaluation did not take, since the rule has MAX_ALERTS."""
         if state is not None:
@@ -187,7 +192,7 @@ class RuleAlerts:
         self.refused = 0
         if self._resolved:
             self._forget(t_us)
-        if not breached and not self._instances:
+        if not breached and not self._instances and not self._told:
             return []
         events = []
         for labels in sorted({*breached, *self._instances}):
@@ -200,6 +205,8 @@ class RuleAlerts:
                 event = self._not_breached(t_us, elapsed_us, labels, instance, holding.get(labels), frozen=frozen)
             if event is not None:
                 events.append(event)
+        for told in [one for one in self._told.values() if (one.due_us or 0) <= t_us]:
+            events += self._meet(self._told.pop(_alert_of(told).id), t_us)
         return events
 
     def _breached(
@@ -243,13 +250,62 @@ class RuleAlerts:
 
     def close(self, t_us: int, reason: str) -> list[AlertEvent]:
         """The rule is gone: resolves all of its alerts, saying why. Nothing may be asked of this object afterwards."""
-        live = [one for _, one in sorted(self._instances.items())]
-        cause = f"window:{t_us}"
-        return [
-            self._resolve(one.life, one, self._current(one.life, one), t_us, cause, reason=reason)
-            for one in live
-            if one.life is not None
-        ]
+        events = []
+        last_us = {name: max(t_us, told.due_us or 0) for name, told in self._told.items()}
+        for name, told in self._told.items():
+            events += self._meet(told, last_us[name])
+        self._told.clear()
+        for _, one in sorted(self._instances.items()):
+            if one.life is not None:
+                alert = self._current(one.life, one)
+                at_us = last_us.get(alert.id, t_us)
+                events.append(self._resolve(one.life, one, alert, at_us, f"window:{at_us}", reason=reason))
+        return events
+
+    # -- after a crash ---------------------------------------------------------------------------------
+
+    def recall(self, told: Told) -> list[AlertEvent]:
+        """What the topic has of an alert, which this state may not know; to be said once, when it was restored.
+
+        An alert that has not ended there, and is not found again, goes on as if it had been; one that has ended there,
+        and goes on here, has ended. The event is given again: that it is on the topic does not say that it is stored.
+        """
+        if told.due_us is not None and (self._last_us is None or told.due_us > self._last_us):
+            self._told[_alert_of(told).id] = told
+            return []
+        ended = _alert_of(told).status is Status.RESOLVED
+        return [] if ended or self._last_us is None else self._meet(told, self._last_us)
+
+    def _meet(self, told: Told, t_us: int) -> list[AlertEvent]:
+        """Evaluation has come to where the alert was told of, or never will."""
+        event, alert = told.event, _alert_of(told)
+        ended = alert.status is Status.RESOLVED
+        life = self._lives.get(alert.id)
+        labels = tuple(sorted(alert.labels.items())) if life is None else life.labels
+        instance = self._instances.get(labels)
+        if life is None and not ended:
+            life = self._lives[alert.id] = _Life(labels, event, told.sequence, deque(told.commands, COMMANDS_KEPT))
+            if instance is not None and (instance.life is not None or instance.quenched):
+                changes = {"status": Status.RESOLVED, "resolved_at": time_of(t_us)}
+                over = alert.model_copy(update=changes)
+                self._resolved.append((t_us, alert.id))
+                return [event, self._next(life, over, Transition.RESOLVED, f"window:{t_us}", t_us, _UNFOUND)]
+            if instance is None:
+                value = nan if alert.current_value is None else alert.current_value
+                instance = self._instances[labels] = _Instance(us_of(alert.timestamp), value)
+            instance.active_at_us, instance.life = us_of(alert.timestamp), life
+            return [event]
+        if life is None:
+            return [event]
+        goes_on = instance is not None and instance.life is life
+        if told.sequence <= life.sequence or not goes_on or alert.resolved_by is not None:
+            return []  # as a replay of the commands will have it again
+        life.event, life.sequence = event, told.sequence
+        life.commands.extend(one for one in told.commands if one not in life.commands)
+        if ended:
+            del self._instances[labels]
+            self._resolved.append((t_us, alert.id))
+        return [event]
 
     def _new_alert(self, labels: Labels, instance: _Instance, limit: float | None) -> Alert:
         spec = self.spec
@@ -389,13 +445,18 @@ class RuleAlerts:
             for labels, one in self._instances.items()
         ]  # fmt: skip
         lives = [(one.labels, one.text(), one.sequence, tuple(one.commands)) for one in self._lives.values()]
-        return (STATE_VERSION, self._last_us, instances, lives, tuple(alert for _, alert in self._resolved))
+        told = [(*one[:1], one.event.model_dump_json(), *one[2:]) for one in self._told.values()]
+        resolved = tuple(alert for _, alert in self._resolved)
+        return (STATE_VERSION, self._last_us, instances, lives, resolved, told)
 
     def _restore(self, state: Any) -> None:
         version, *contents = state
         if version != STATE_VERSION:
             raise foreign(version, STATE_VERSION, f"the state of {self.spec.source}")
-        self._last_us, instances, lives, resolved = contents
+        self._last_us, instances, lives, resolved, *more = contents
+        for unit, event, *rest in more[0] if more else ():  # states of before had none
+            told = Told(unit, AlertEvent.model_validate_json(event), *rest)
+            self._told[_alert_of(told).id] = told
         for labels, event, sequence, commands in lives:
             life = _Life(labels, AlertEvent.model_validate_json(event), sequence, deque(commands, COMMANDS_KEPT))
             self._lives[life.alert.id] = life
@@ -406,6 +467,11 @@ class RuleAlerts:
             resolved_at = self._lives[alert].alert.resolved_at
             assert resolved_at is not None
             self._resolved.append((us_of(resolved_at), alert))
+
+
+def _alert_of(told: Told) -> Alert:
+    assert told.event.alert is not None
+    return told.event.alert
 
 
 def _event(

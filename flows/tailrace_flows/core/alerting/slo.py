@@ -23,6 +23,7 @@ from tailrace_schemas.config.slo import BurnAlert, SloSpec, percent_text
 from tailrace_flows.core.alerting.burn import STEP_S, BudgetRings, Events, Stored
 from tailrace_flows.core.alerting.lifecycle import AlertSpec, RuleAlerts
 from tailrace_flows.core.alerting.maintenance import Calendar
+from tailrace_flows.core.alerting.told import Told
 from tailrace_flows.core.sealed import foreign
 
 __all__ = ["WINDOWS_S", "Slo", "SloStatus"]
@@ -233,6 +234,14 @@ class Slo:
         for one in self._alerts.values():
             if (answer := one.command(command)) is not None:
                 return answer
+        return None
+
+    def recall(self, told: Told) -> list[AlertEvent] | None:
+        """As `RuleAlerts.recall`, for whichever has alerts of those labels; None: none has."""
+        assert told.event.alert is not None
+        for key, alerts in (self._orphans | self._alerts).items():
+            if told.unit == f"slo/{self.spec.name}" and told.event.alert.labels == dict(self._labels(key)):
+                return alerts.recall(told)
         return None
 
     def alerts(self) -> list[Alert]:

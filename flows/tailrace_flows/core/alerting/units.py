@@ -25,6 +25,7 @@ from tailrace_flows.core.alerting.inputs import HealthInput, SloInput
 from tailrace_flows.core.alerting.rules import AlertGroup, keep_of
 from tailrace_flows.core.alerting.slo import Slo, SloStatus
 from tailrace_flows.core.alerting.store import STEP_US, Keep
+from tailrace_flows.core.alerting.told import Told
 from tailrace_flows.core.chunk import UNKNOWN_US
 from tailrace_flows.core.series import series_id
 
@@ -95,6 +96,12 @@ class RuleUnit:
         """As `Unit.command`."""
         return self._group.command(command)
 
+    def recall(self, told: Told) -> list[AlertEvent] | None:
+        """As `Unit.recall`."""
+        assert told.event.alert is not None
+        rule = self._group.rules.get(told.event.alert.name)
+        return None if rule is None else rule.alerts.recall(told)
+
     def close(self, t_us: int, reason: str, successor: "RuleUnit | None" = None) -> list[AlertEvent]:
         """As `Unit.close`: resolves the alerts of all rules but those that the successor has too."""
         staying = successor._group.rules if successor else {}
@@ -155,6 +162,10 @@ class SloUnit:
         """As `Unit.command`."""
         return self._slo.command(command)
 
+    def recall(self, told: Told) -> list[AlertEvent] | None:
+        """As `Unit.recall`."""
+        return self._slo.recall(told)
+
     def close(self, t_us: int, reason: str, successor: "SloUnit | None" = None) -> list[AlertEvent]:
         """As `Unit.close`; a changed one resolves by itself what it does not have."""
         return [] if successor else self._slo.close(t_us, reason)
@@ -207,6 +218,10 @@ class HealthUnit:
     def command(self, command: Command) -> list[AlertEvent] | None:
         """As `Unit.command`."""
         return self._health.command(command)
+
+    def recall(self, told: Told) -> list[AlertEvent] | None:
+        """As `Unit.recall`."""
+        return self._health.recall(told)
 
     def close(self, t_us: int, reason: str, successor: "HealthUnit | None" = None) -> list[AlertEvent]:
         """As `Unit.close`; a changed one resolves by itself what it does not have."""
@@ -294,6 +309,10 @@ class AnomalyUnit:
             self._flagged[command.alert_id] = (labels, row)
             self._marked.append(row)
         return []
+
+    def recall(self, told: Told) -> list[AlertEvent] | None:
+        """As `Unit.recall`: it has no alerts."""
+        return None
 
     def close(self, t_us: int, reason: str, successor: "AnomalyUnit | None" = None) -> list[AlertEvent]:
         """As `Unit.close`: it has no alerts."""
