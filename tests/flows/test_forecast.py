@@ -174,9 +174,9 @@ def test_waves_with_gaps_and_jitter_give_an_interval(
     random = np.random.default_rng(seed)
     times = times + random.uniform(0, jitter_s, count)
     kept = random.random(count) >= missing
-    kept[random.integers(count)] = True
     gap = random.integers(count)
     kept[gap + 1 : gap + 100] = False
+    kept[random.integers(count)] = True
     found = forecast(times[kept], seen[kept], limit)
     assert 0 <= found.earliest_in_s <= found.reached_in_s <= found.latest_in_s
     assert found.slope_low <= found.slope <= found.slope_high

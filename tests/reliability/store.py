@@ -4,6 +4,7 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -71,7 +72,7 @@ class Looking(Protocol):
 
 @contextmanager
 def watching(*watched: Looking, every_s: float = 0.5) -> Iterator[None]:
-    """Looks in the background."""
+    """Looks in the background; raises at the end what looking raised."""
     end = threading.Event()
 
     def look() -> None:
@@ -79,13 +80,13 @@ def watching(*watched: Looking, every_s: float = 0.5) -> Iterator[None]:
             for one in watched:
                 one.look()
 
-    thread = threading.Thread(target=look)
-    thread.start()
-    try:
-        yield
-    finally:
-        end.set()
-        thread.join()
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(look)
+        try:
+            yield
+        finally:
+            end.set()
+        looking.result()
 
 
 @attack(
