@@ -14,8 +14,16 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import (
+    Consumer,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, OffsetSpec
 from tailrace_schemas.deadletter import DeadLetter
 from tailrace_schemas.kafka_errors import SecurityWarnings
 from tailrace_sinks.kafka import about, is_hopeless
@@ -23,7 +31,7 @@ from tailrace_sinks.kafka import about, is_hopeless
 from tailrace_flows import host_clock
 from tailrace_flows.core.config import WindowConfig
 from tailrace_flows.core.feed import Feed, Record
-from tailrace_flows.core.partition import Partition
+from tailrace_flows.core.partition import MARK_EVERY_US, Partition
 from tailrace_flows.core.shard import Output
 
 __all__ = ["Place", "Side", "TopicSource", "Turns", "sample_source"]
@@ -38,6 +46,7 @@ MAX_ROUND_BYTES = 16 * 1024 * 1024
 IDLE_POLL = timedelta(milliseconds=10)
 COUNTERS_US = 2_000_000
 METADATA_TIMEOUT_S = 30.0
+ENDS_TIMEOUT_S = 5.0
 _UNREADABLE = (KafkaError._BAD_COMPRESSION, KafkaError._BAD_MSG)
 """A batch unfolds to more than librdkafka takes (`receive.message.max.bytes`, of zstd alone), or is damaged."""
 ORIGIN_US = 2_000_000
@@ -89,6 +98,7 @@ class TopicSource(FixedPartitionedSource[Any, bytes]):
         self._stop = stop
         self._since_us = since_us
         self._origin = _Origin(client, topic)
+        self._ends = _Ends(client, topic)
         self._turns = Turns(MAX_ROUND_BYTES)
 
     def list_parts(self) -> list[str]:
@@ -115,7 +125,7 @@ class TopicSource(FixedPartitionedSource[Any, bytes]):
                 "%s[%d] is now %s, the state came from %s (cluster/topic id): reading from its start",
                 *place_of(place), origin, partition.moved_from,
             )  # fmt: skip
-        reader = _Reader(consumer, partition, self._origin, self._turns, self._stop)
+        reader = _Reader(consumer, partition, self._origin, self._ends, self._turns, self._stop)
         reader.begin(low, high)
         return reader
 
@@ -233,6 +243,49 @@ class _Origin:
         return f"{self._cluster}/{description.topic_id}"
 
 
+class _Ends:
+    """Where the partitions that one process reads ended, and when: who is cut off from the broker has not read all.
+
+    Asked for all at once, by a client of its own, and never waited for: on a consumer's connection the answer comes
+    after that of the fetch before it, which takes up to `fetch.wait.max.ms` (measured: 4 s for 64 partitions).
+    """
+
+    def __init__(self, client: dict[str, Any], topic: str) -> None:
+        self._client = {"logger": logging.getLogger("tailrace.librdkafka"), **client}
+        self._topic = topic
+        self._admin: AdminClient | None = None
+        self._wanted: set[int] = set()
+        self._asked: dict[TopicPartition, Future[Any]] = {}
+        self._asked_us = self._next_us = 0
+        self._known: dict[int, tuple[int, int]] = {}
+        """Of a partition: its end, and a time before that was found."""
+
+    def read_until_us(self, number: int, offset: int, now_us: int) -> int | None:
+        """Who has read the partition to before `offset` has read all that was in it at this time, if that is known."""
+        self._look(number, now_us)
+        end, at_us = self._known.get(number, (None, 0))
+        return at_us if end is not None and offset >= end else None
+
+    def _look(self, number: int, now_us: int) -> None:
+        self._wanted.add(number)
+        if self._asked:
+            if not all(one.done() for one in self._asked.values()):
+                return
+            for place, one in self._asked.items():
+                if one.exception() is None:
+                    self._known[place.partition] = one.result().offset, self._asked_us
+            self._asked = {}
+        if now_us >= self._next_us:
+            self._asked_us, self._next_us = now_us, now_us + MARK_EVERY_US
+            if self._admin is None:
+                self._admin = AdminClient(self._client)
+            wanted = {TopicPartition(self._topic, one): OffsetSpec.latest() for one in self._wanted}
+            # Committed, as the consumers read: what is behind an open transaction is not there yet.
+            self._asked = self._admin.list_offsets(
+                wanted, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=ENDS_TIMEOUT_S
+            )
+
+
 class Turns:
     """Which of a process' partitions may read, so that a round of them brings about `max_bytes`.
 
@@ -267,19 +320,28 @@ class _Reader(StatefulSourcePartition[Any, bytes]):
     """Reads one partition for its feed, with a consumer of its own."""
 
     def __init__(
-        self, consumer: Consumer, partition: Feed[Any], origin: "_Origin", turns: Turns, stop: threading.Event
+        self,
+        consumer: Consumer,
+        partition: Feed[Any],
+        origin: "_Origin",
+        ends: "_Ends",
+        turns: Turns,
+        stop: threading.Event,
     ) -> None:
         self._consumer = consumer
         self._partition = partition
         self._place = TopicPartition(partition.topic, partition.number)
         self._origin = origin
         self._known = origin.known
+        self._ends = ends
         self._turns = turns
         self._stop = stop
+        self._end = -1
+        """Where the partition ended when it was read to there: after the last record there may be what is none, as the
+        markers of transactions."""
         self._read: list[Message] = []
         """What was read last, until it is known to be of the same topic as that before it."""
         self._read_us = 0
-        self._at_end = False
         self._empty = False
         self._records = 100
         self._committed = -1
@@ -306,6 +368,7 @@ class _Reader(StatefulSourcePartition[Any, bytes]):
                 "were read before, windows that were open are incomplete)",
                 partition.topic, partition.number, wanted, low - 1, low, gone,
             )  # fmt: skip
+        self._end = -1
         self._consumer.assign([TopicPartition(partition.topic, partition.number, partition.next_offset)])
 
     def _restart(self, low: int) -> None:
@@ -348,9 +411,9 @@ class _Reader(StatefulSourcePartition[Any, bytes]):
             error = message.error()
             if error is not None:
                 errors.append(error)
-                self._at_end |= error.code() == KafkaError._PARTITION_EOF
+                if error.code() == KafkaError._PARTITION_EOF:
+                    self._end = message.offset()
                 continue
-            self._at_end = False
             value = message.value()
             size += len(value) if value is not None else 0
             records.append(Record(message.offset(), message.timestamp()[1] * 1000, value, message.key()))
@@ -363,8 +426,10 @@ class _Reader(StatefulSourcePartition[Any, bytes]):
             items, letters = self._partition.read(records, now_us)
             out += items
             out += letters
-        elif self._at_end:
-            out += self._partition.idle_marks(now_us)
+        elif self._partition.marks_silence:
+            read = max(self._partition.next_offset, self._end)
+            if (until_us := self._ends.read_until_us(self._partition.number, read, now_us)) is not None:
+                out += self._partition.idle_marks(until_us)
         for error in errors:  # after the records that came before them: where a gap begins depends on those
             if error.code() != KafkaError._PARTITION_EOF:
                 self._handle(error)

@@ -17,19 +17,24 @@ from tailrace_schemas.clock import now_us
 
 from tests.reliability.attack import Result, Run, attack
 from tests.reliability.kraft import nodes
-from tests.reliability.traffic import Traffic
+from tests.reliability.traffic import S, Traffic
 from tests.reliability.world import World, check_rows, finish, python, starts_on_window, why_no_kafka
 from tests.system.proxy import Mode, proxy_to
 
 HERE, THERE = "10.77.0.1", "10.77.0.2"
 KINDS = ("cable", "latency", "reset", "half-open")
+IDLE_S, LATENESS_S = 3, 6
+"""The flow's."""
+LONG_CUT_S = 4 + LATENESS_S + 6
+"""From 4 s before the end of a minute: by wall time its windows take nothing any more, 4 s before the cut ends."""
 
 
 @attack(
     name="network",
     promise="Links may be cut, hang half-open, be slow or reset: every sample that Kafka has confirmed is in one row.",
-    what="The flow runs in a network namespace of its own. Its cable to Kafka and ClickHouse is pulled for 2 to 12 s "
-    "(packets vanish, connections stay half-open on both sides); the connections to ClickHouse are slow, are reset, "
+    what="The flow runs in a network namespace of its own. Its cable to Kafka and ClickHouse is pulled for 2 to 12 s, "
+    f"once for {LONG_CUT_S} s, more than windows.idle_s and lateness_s, while producers reach Kafka (packets vanish, "
+    "connections stay half-open on both sides); the connections to ClickHouse are slow, are reset, "
     "and hang in a TCP proxy; under live load.",
     unit="faults",
     short=4,
@@ -74,22 +79,26 @@ def _attack(directory: Path, size: int, seed: int) -> dict[str, Any]:
             _ip(*words.split(), at=host.pid)
         brokers = nodes(directory / "cluster", 1, HERE)
         with (
-            World.of(directory, "network", brokers=brokers) as world,
+            World.of(
+                directory, "network", brokers=brokers,
+                TAILRACE_WINDOWS__IDLE_S=str(IDLE_S), TAILRACE_WINDOWS__LATENESS_S=str(LATENESS_S),
+                TAILRACE_WINDOWS__MAX_FUTURE_S=str(LATENESS_S),
+            ) as world,
             proxy_to(world.bench.settings.clickhouse.url, HERE) as proxy,
-        ):
+        ):  # fmt: skip
             world.add(
                 "windows",
                 ["nsenter", "-t", str(host.pid), "-n", *python("-m", "tailrace_infra.run", "windows")],
                 TAILRACE_CLICKHOUSE__URL=proxy.url,
             )
-            traffic = Traffic(seed, starts_on_window(now_us()), max(40, size * 12) // 10 * 10, samples=200)
+            traffic = Traffic(seed, starts_on_window(now_us()), (60 + LONG_CUT_S + size * 12) // 10 * 10, samples=200)
             world.add_traffic(traffic)
             world.until(lambda: world.bench.counters().get("samples"), "samples are counted")
             done: Counter[str] = Counter()
             cut_s = 0.0
             for number in range(size):
-                threading.Event().wait(rng.uniform(1, 4))
-                kind, for_s = KINDS[number % len(KINDS)], rng.uniform(2, 12)
+                threading.Event().wait(rng.uniform(1, 4) if number else (56 - now_us() / S) % 60)
+                kind, for_s = KINDS[number % len(KINDS)], rng.uniform(2, 12) if number else LONG_CUT_S
                 done[kind] += 1
                 if kind == "cable":
                     cut_s += for_s

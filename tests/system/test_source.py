@@ -9,6 +9,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from tailrace_flows import source as source_module
 from tailrace_flows.core.chunk import Chunk, Mark
 from tailrace_flows.core.config import WindowConfig
+from tailrace_flows.core.partition import MARK_EVERY_US
 from tailrace_flows.settings import KafkaSettings
 from tailrace_flows.source import sample_source
 from tailrace_flows.topic_reader import read_topic
@@ -17,6 +18,7 @@ from tailrace_schemas.clock import now_us
 from tailrace_schemas.samples import Series, encode_batch, encode_series_table
 
 from tests.infra.waiting import eventually, logged
+from tests.system.proxy import Mode, proxy_to_kafka
 
 
 def send(client: dict[str, Any], topic: str, batches: int, first: int = 0) -> None:
@@ -77,6 +79,38 @@ def test_a_partition_read_to_its_end_by_one_poll_is_known_to_be_at_its_end(embed
         eventually(lambda: [item for item in reader.next_batch() if isinstance(item[-1], Mark)])
     finally:
         reader.close()
+
+
+@pytest.mark.parametrize("mode", [Mode.REFUSE, Mode.HANG])
+def test_nobody_is_silent_while_the_broker_cannot_be_reached(embedded_broker: str, mode: Mode) -> None:
+    """What producers have sent meanwhile is read before any window is closed by wall time."""
+    direct = {"bootstrap.servers": embedded_broker, "log_level": 0}
+    topic = f"cut-{mode.value}"
+    send(direct, topic, 1)
+    with proxy_to_kafka(embedded_broker) as proxy:
+        client = {"bootstrap.servers": proxy.address, "log_level": 0, "reconnect.backoff.max.ms": 200}
+        source = sample_source(client, topic, "group", WindowConfig(idle_s=0.1), hold=False, stop=threading.Event())
+        reader = source.build_part("samples", "00000", None)
+
+        def look() -> list[type[Any]]:
+            items = [item[-1] for item in reader.next_batch() if isinstance(item, tuple)]
+            return [type(item) for item in items if isinstance(item, Chunk | Mark)]
+
+        try:
+            read(reader, 1)
+            assert eventually(look) == [Mark]
+            proxy.mode = mode
+            until_us = now_us() + 2 * MARK_EVERY_US
+            while now_us() < until_us:
+                assert not look()
+                threading.Event().wait(0.01)
+            send(direct, topic, 2)
+            proxy.mode = Mode.PASS
+            assert eventually(look) == [Chunk]
+            assert eventually(look) == [Mark]
+        finally:
+            proxy.mode = Mode.PASS  # or closing waits for the broker
+            reader.close()
 
 
 def test_offsets_of_a_topic_that_is_gone_are_not_committed_to_the_new_one(embedded_broker: str) -> None:

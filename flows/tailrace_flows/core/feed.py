@@ -60,6 +60,10 @@ class Feed(Protocol[ItemOut]):
     def moved_from(self) -> str | None:
         """Where the state's offsets belong to, if that is elsewhere: they are not used."""
 
+    @property
+    def marks_silence(self) -> bool:
+        """Whether `idle_marks` ever gives any."""
+
     def restart_at(self, offset: int, cluster_id: str) -> None:
         """The offsets so far belong to another topic of the same name; `cluster_id` says which this one is."""
 
@@ -70,7 +74,7 @@ class Feed(Protocol[ItemOut]):
         """Takes records in the order of their offsets."""
 
     def idle_marks(self, now_us: int) -> Sequence[ItemOut]:
-        """The partition is read to its end."""
+        """All that was in the partition at this time is read."""
 
     def counter_rows(self, now_us: int) -> Any:
         """A record batch of COUNTERS that changed, or None."""
@@ -91,6 +95,7 @@ class TopicFeed(Generic[Item]):
     """Reads on where it stopped; what `decode` raises ValueError for is a dead letter."""
 
     replaying = False
+    marks_silence = False
 
     def __init__(
         self,

@@ -143,6 +143,8 @@ class Partition:
         self._recent = self._recent_invalid = 0
         self._latest_record_us = 0
 
+    marks_silence = True
+
     # -- reading ------------------------------------------------------------------------------------
 
     @property
@@ -319,7 +321,8 @@ class Partition:
     # -- silence ------------------------------------------------------------------------------------
 
     def idle_marks(self, now_us: int) -> list[Keyed]:
-        """The partition is read to its end: marks for the services that have been silent for `idle`, or for a day."""
+        """Marks for the services that have been silent for `idle`, or for a day; all that was in the partition at this
+        time is read."""
         if now_us - self._marked_us < MARK_EVERY_US:
             return []
         self._marked_us = now_us
