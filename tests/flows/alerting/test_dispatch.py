@@ -495,6 +495,16 @@ def test_a_command_for_an_alert_that_is_not_known_is_answered_with_the_reason() 
     assert "no command has silenced this alert" in answer.reason
 
 
+def test_an_end_that_a_crash_has_numbered_anew_is_an_end() -> None:
+    world = World.of(config_of("routing: {receiver: mail}"))
+    world.fire("a", {})
+    assert [one.status for _, one in world.advance(START_US + 30 * S)] == ["firing"]
+    world.change("a", Transition.ACKNOWLEDGED)
+    world.sequences["a"] -= 1  # the replay judges before it has the command
+    world.change("a", Transition.RESOLVED)
+    assert [one.status for _, one in world.advance(START_US + 600 * S)] == ["resolved"]
+
+
 def test_state_of_another_format_is_refused() -> None:
     with pytest.raises(ValueError, match="format 99"):
         Dispatcher(config_of("teams: []"), pickle.dumps((99,)))

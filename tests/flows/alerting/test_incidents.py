@@ -66,6 +66,15 @@ def stretches(one: Incident) -> list[tuple[int, int | None]]:
     return [(minute(part.start), None if part.end is None else minute(part.end)) for part in one.downtime]
 
 
+def test_an_end_that_a_crash_has_numbered_anew_is_an_end() -> None:
+    rule = Rule("errors")
+    (began,) = rule.at(0, True)
+    (acknowledged,) = rule.say(1, CommandKind.ACKNOWLEDGE)
+    (ended,) = rule.at(2, False)
+    told = run([began, acknowledged, ended.model_copy(update={"sequence": acknowledged.sequence})])
+    assert [one.status for one in final(told).values()] == ["resolved"]
+
+
 def test_alerts_of_one_service_that_overlap_are_one_incident() -> None:
     errors, slow = Rule("errors"), Rule("slow", Severity.WARNING)
     other = Rule("errors", Severity.ERROR, service="stock")

@@ -108,7 +108,8 @@ class Dispatcher:
             seen, _ = self._ended.get(alert.id, (-1, 0))
             if known is not None and began_us < known.began_us:
                 return  # of an earlier life
-        if event.sequence <= seen:
+        ends = known is not None and known.id == alert.id and known.firing and not firing
+        if event.sequence <= seen and not ends:  # an end is an end, also where a crash had it numbered anew
             return
         if known is None and not firing:  # nobody has heard that it fires
             self._remember_end(alert.id, event.sequence, now_us)
@@ -242,7 +243,7 @@ class Dispatcher:
         if firing != known.firing:
             changes = self._changes[identity] = self._flaps.changed(self._changes.get(identity, ()), us_of(event.time))
             known.flapping = self._flaps.is_flapping(known.flapping, changes, now_us)
-        known.sequence = event.sequence
+        known.sequence = max(event.sequence, known.sequence)
         known.severity = _SEVERITIES[alert.severity.value]
         known.body = alert.model_dump_json().encode()
         known.firing = firing
@@ -250,7 +251,7 @@ class Dispatcher:
         if known.acknowledged or not known.told_as_firing:
             self._stop_climbs(identity, known)
         if not firing:
-            self._remember_end(alert.id, event.sequence, now_us)
+            self._remember_end(alert.id, known.sequence, now_us)
 
     def _enter(self, identity: Identity, alert: Tracked, labels: dict[str, str], now_us: int) -> None:
         """Puts an alert into the groups it belongs to now, and takes it out of others. What is over enters no group."""

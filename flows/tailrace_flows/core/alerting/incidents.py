@@ -99,9 +99,12 @@ class Incidents:
             name = alert.labels.get("service") or alert.source
             service = self._services.setdefault(name, _Service())
             known = service.alerts.get(alert.id)
-            if known is not None and known.sequence >= event.sequence:
-                continue
-            service.alerts[alert.id] = _Known(event.sequence, alert)
+            sequence = event.sequence
+            if known is not None and known.sequence >= sequence:
+                if alert.resolved_at is None or known.alert.resolved_at is not None:
+                    continue
+                sequence = known.sequence  # an end is an end, also where a crash had it numbered anew
+            service.alerts[alert.id] = _Known(sequence, alert)
             service.newest = max(service.newest, event.time)
             touched[name] = service
         for service in touched.values():
