@@ -102,6 +102,26 @@ class World:
         return [(one.transition.value, round(one.time.timestamp())) for one in once.values()]
 
 
+@pytest.mark.parametrize(
+    "change", [("by: [service]", "by: [service, host.name]"), ("by: [service]", "by: []")], ids=["more", "fewer"]
+)
+@pytest.mark.parametrize("no_data", ["keep", "alert"])
+def test_alerts_end_whose_rule_has_other_labels_now(change: tuple[str, str], no_data: str) -> None:
+    rules = RULES.replace("for: 10s", f"for: 0s, no_data: {no_data}")
+    world = World(config_of(rules))
+    world.rows(history([0.5, 0.95, 0.95]))
+    assert world.told() == [("active", 20)]
+    (key,) = world.config
+    (changed,) = config_of(rules.replace(*change)).values()
+    world.found(world.evaluator.on_change(key, changed, world.now_us))
+    assert world.told() == [("active", 20), ("resolved", 30)]
+    assert world.events[-1].reason == "its rule has other labels now"
+    world.rows([block(40, 0.95)])
+    assert world.told()[2:] == [("active", 40)]
+    assert world.events[-1].alert is not None
+    assert world.events[-1].alert.labels == ({} if "[]" in change[1] else {"service": "web"})
+
+
 def test_each_window_is_judged_when_all_services_have_closed_it() -> None:
     world = World()
     web, shop = history([0.5, 0.95, 0.95, 0.95]), history([0.5] * 4, "shop")

@@ -316,6 +316,14 @@ class AlertRule:
             self.auto = AutoThreshold(above=above, period_us=period_us, state=learned[1] if kept else None)
         self.alerts = RuleAlerts(spec_of(group, rule), state)
 
+    def tells_apart_as(self, other: "AlertRule") -> bool:
+        """Whether its alerts have the labels that the other's had: else none of those would be found again."""
+        return (self._by, self._fixed) == (other._by, other._fixed)
+
+    def begin_anew(self) -> None:
+        """Forgets the alerts that the state had."""
+        self.alerts = RuleAlerts(self.alerts.spec)
+
     def keep(self) -> Iterable[tuple[str, Keep]]:
         """What the store must keep for it."""
         if self._absence is not None:

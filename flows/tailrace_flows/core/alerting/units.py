@@ -103,10 +103,17 @@ class RuleUnit:
         return None if rule is None else rule.alerts.recall(told)
 
     def close(self, t_us: int, reason: str, successor: "RuleUnit | None" = None) -> list[AlertEvent]:
-        """As `Unit.close`: resolves the alerts of all rules but those that the successor has too."""
+        """As `Unit.close`: resolves the alerts of all rules but those that the successor has too, with the same labels."""
         staying = successor._group.rules if successor else {}
-        gone = [rule for name, rule in self._group.rules.items() if name not in staying]
-        return [event for rule in gone for event in rule.alerts.close(t_us, reason)]
+        events = []
+        for name, rule in self._group.rules.items():
+            now = staying.get(name)
+            if now is None:
+                events += rule.alerts.close(t_us, reason)
+            elif not now.tells_apart_as(rule):
+                events += rule.alerts.close(t_us, "its rule has other labels now")
+                now.begin_anew()
+        return events
 
     def republish(self) -> list[AlertEvent]:
         """As `Unit.republish`."""
