@@ -103,7 +103,7 @@ class RuleUnit:
         return None if rule is None else rule.alerts.recall(told)
 
     def close(self, t_us: int, reason: str, successor: "RuleUnit | None" = None) -> list[AlertEvent]:
-        """As `Unit.close`: resolves the alerts of all rules but those that the successor has too, with the same labels."""
+        """As `Unit.close`: resolves the alerts of all rules that the successor has not, or not with these labels."""
         staying = successor._group.rules if successor else {}
         events = []
         for name, rule in self._group.rules.items():
