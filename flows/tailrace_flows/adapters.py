@@ -11,6 +11,7 @@ from tailrace_sinks.kafka import KafkaWriter
 from tailrace_sinks.slo_history import slo_history
 from urllib3.exceptions import HTTPError
 
+from tailrace_flows import host_clock
 from tailrace_flows.behind import Behind, Spool
 from tailrace_flows.core.alerting.burn import Stored
 from tailrace_flows.settings import Settings
@@ -66,4 +67,4 @@ class Adapters:
 
     def kafka(self) -> KafkaWriter:
         """A writer of messages."""
-        return KafkaWriter(self.settings.kafka.client(), self.hurry)
+        return KafkaWriter(self.settings.kafka.client(), self.hurry, host_clock.now_us)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from tailrace_schemas import clock
 from tailrace_schemas.kafka_errors import SecurityWarnings
 
 __all__ = ["KafkaWriter", "StoppedError", "about", "is_hopeless"]
@@ -45,9 +46,13 @@ class KafkaWriter:
     Guarantee: when `flush` returns, every message written before is acknowledged by all in-sync replicas; otherwise it
     raises. librdkafka retries without end while the broker is away (idempotent, in order), so `flush` then blocks until
     `stop()` is true. Memory: at most `queue.buffering.max.messages` (100,000) wait; `write` then polls for room.
+
+    `now_us` gives their record times, which readers go by; Kafka 4 refuses one that is more than an hour ahead.
     """
 
-    def __init__(self, client: dict[str, Any], stop: Callable[[], bool]) -> None:
+    def __init__(
+        self, client: dict[str, Any], stop: Callable[[], bool], now_us: Callable[[], int] = clock.now_us
+    ) -> None:
         self._producer = Producer(
             {
                 "enable.idempotence": True,
@@ -61,7 +66,7 @@ class KafkaWriter:
                 **client,
             }
         )
-        self._stop = stop
+        self._stop, self._now_us = stop, now_us
         self._failed: KafkaException | None = None
 
     def write(
@@ -75,7 +80,14 @@ class KafkaWriter:
         """
         while True:
             try:
-                self._producer.produce(topic, value, key, headers=headers or [], on_delivery=self._confirm)
+                self._producer.produce(
+                    topic,
+                    value,
+                    key,
+                    headers=headers or [],
+                    timestamp=self._now_us() // 1000,
+                    on_delivery=self._confirm,
+                )
                 self._producer.poll(0)
                 return
             except BufferError:

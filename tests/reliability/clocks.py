@@ -14,15 +14,28 @@ from random import Random
 
 from tailrace_flows.core.counters import Count
 from tailrace_flows.core.steady import SteadyClock
-from tailrace_infra.child import start_child
 from tailrace_schemas.clock import monotonic_s, now_us
 from tailrace_schemas.samples import Series, encode_batch, encode_series_table
 
 from tests.flows.machine import S
 from tests.reliability.attack import Result, Run, attack
 from tests.reliability.seeds import failed_before
+from tests.reliability.traffic import CONFIG, Traffic
 from tests.reliability.windows import MODES, Plan, World, judge_live
-from tests.system.harness import Bench, bench, clickhouse_process
+from tests.reliability.world import World as Processes
+from tests.reliability.world import (
+    alert_events,
+    check_alerts,
+    check_rows,
+    configure,
+    counters_of_windows,
+    delivered,
+    finish,
+    python,
+    starts_on_window,
+    told,
+    why_no_kafka,
+)
 
 __all__ = ["play"]
 
@@ -30,6 +43,11 @@ STEPS_S = (0.5, 5.0, 60.0, 3600.0, 86400.0)
 WRONG_S = 10.0
 """A clock that is further ahead is wrong when a process starts, which then believes it: see docs/reliability.md."""
 STEPS_OF_A_WORLD = 600
+ROUND = ((7200, 22), (0, 15), (-7200, 15), (0, 25))
+"""By how many seconds the clock of real processes is wrong, and for how many it then stays so. By more than an hour:
+Kafka refuses records that are so far ahead."""
+TRAFFIC_S = 130
+PATIENCE_S = 90.0
 
 
 class Stepping(World):
@@ -174,10 +192,11 @@ def host_clock(run: Run) -> Result:
 
 @attack(
     name="host_clock_process",
-    promise="A flow whose host's clock is set by an hour, ahead or back, and put right, goes on within seconds, and "
-    "counts every sample once.",
-    what="A real process of the windows on the embedded broker and ClickHouse, under a library that shifts its wall "
-    "clock (but not the kernel's) while two services send; needs a C compiler.",
+    promise="Flows whose host's clock is set by two hours, ahead or back, and put right, go on within seconds, count "
+    "every sample once, and tell every alert once.",
+    what="Real processes on a real Kafka: the windows, in two processes and then in one by turns, and alerts, under a "
+    "library that shifts their wall clock (but not the kernel's) while services send, one of them seldom; rows and "
+    "alert events against exact computation; needs a C compiler.",
     unit="rounds",
     short=1,
     long=10,
@@ -187,65 +206,81 @@ def host_clock_process(run: Run) -> Result:
     compiler = shutil.which("cc")
     if compiler is None or sys.platform != "linux":
         return Result(skipped="needs Linux and a C compiler (cc)")
-    library, offset = run.directory / "set_clock.so", run.directory / "offset"
-    source = Path(__file__).with_name("set_clock.c")
+    if missing := why_no_kafka():
+        return Result(skipped=missing)
+    library, source = run.directory / "set_clock.so", Path(__file__).with_name("set_clock.c")
     subprocess.run([compiler, "-shared", "-fPIC", "-O2", "-o", library, source], check=True)
+    figures: Counter[str] = Counter()
+    behind_s = {"rows": 0.0, "alerts": 0.0}
+    for number in range(run.size):
+        directory = run.directory / str(number)
+        directory.mkdir()
+        with Processes.of(directory, "clock", contents=("replay", "snapshot")[number // 2 % 2]) as world:
+            _round(run, number, world, library, figures, behind_s)
+    shown = {
+        f"{name}, seconds after the clock was wrong or right for a while": value for name, value in behind_s.items()
+    }
+    return Result(run.size, [run.seed + number for number in range(run.size)], {**figures, **shown})
+
+
+def _round(
+    run: Run, number: int, world: Processes, library: Path, figures: Counter[str], behind_s: dict[str, float]
+) -> None:
+    b, random = world.bench, Random(f"clock {run.seed + number}")
+    configure(b, CONFIG)
+    offset = b.directory / "offset"
     offset.write_bytes(bytes(8))
-    result = Result(seeds=[run.seed])
-    broker = start_child("tailrace_infra.broker")
-    try:
-        servers = broker.ready["bootstrap_servers"]
-        with (
-            clickhouse_process(run.directory / "clickhouse") as url,
-            bench(servers, url, run.directory, "clock", "snapshot") as b,
-        ):
-            flow = b.start_flow("windows", LD_PRELOAD=str(library), SET_CLOCK_FILE=str(offset))
-            _rounds(run, result, b, offset)
-            if code := flow.stop():
-                result.failures.append(run.failure(f"exit code {code}: {b.log()[-2000:]}"))
-            result.figures = {**result.figures, "starts by another clock": b.log().count("starting anew")}
-    finally:
-        broker.stop()
-    return result
-
-
-def _rounds(run: Run, result: Result, b: Bench, offset: Path) -> None:
+    shifted = {"LD_PRELOAD": str(library), "SET_CLOCK_FILE": str(offset)}
+    command = python("-m", "tailrace_infra.cli", "run")
+    world.add("windows", [*command, "windows", "--processes", str(2 - number % 2)], **shifted)
+    world.add("alerts", [*command, "alerts"], **shifted)
+    traffic = Traffic(run.seed + number, starts_on_window(now_us()) + 10 * S, TRAFFIC_S)
+    world.add_traffic(traffic)
     producer, pause = b.producer(), threading.Event()
     table = encode_series_table((Series("m", "counter", "", ()),))
-    sent, longest_s = 0, 0.0
 
-    def send() -> None:
-        nonlocal sent
-        for service in ("one", "two") if sent % 60 < 20 else ("one",):  # the second falls silent at times
-            message = encode_batch(
-                service=service, producer_id=service, sequence=-1, base_time_us=now_us(), series_table=table,
-                series_index=bytes(4), time_offset_us=bytes(4), value=struct.pack("<d", 1),
-            )  # fmt: skip
-            b.send(producer, [(service, message)])
-            sent += 1
-        pause.wait(0.5)
+    def send_seldom(seconds: float) -> None:
+        """A service that is silent but for three seconds: wall time closes its windows."""
+        began_s, from_s = monotonic_s(), random.uniform(0, seconds - 3)
+        while (at_s := monotonic_s() - began_s) < seconds:
+            if 0 <= at_s - from_s < 3:
+                message = encode_batch(
+                    service="seldom", producer_id="seldom", sequence=-1, base_time_us=now_us(), series_table=table,
+                    series_index=bytes(4), time_offset_us=bytes(4), value=struct.pack("<d", 1),
+                )  # fmt: skip
+                b.send(producer, [("seldom", message)])
+            pause.wait(0.5)
 
-    def caught_up(since_s: float, wanted: int) -> None:
-        nonlocal longest_s
-        while b.counters().get("samples", 0) < wanted:
-            if monotonic_s() - since_s > 90:
-                result.failures.append(run.failure(f"of {wanted} samples {b.counters()}: {b.log()[-2000:]}"))
-                return
-            send()
-        longest_s = max(longest_s, monotonic_s() - since_s)
+    def count(wanted: int) -> bool:
+        return counters_of_windows(b).get("samples", 0) >= wanted
 
-    for _ in range(run.size):
-        result.runs += 1
-        for error_s in (3600, 0, -3600, 0):
-            run.say(f"the clock is {error_s:+d} s")
-            with offset.open("r+b") as file:
-                file.write((error_s * S).to_bytes(8, "little", signed=True))
-            until_s = monotonic_s() + 25
-            while monotonic_s() < until_s:
-                send()
-            caught_up(monotonic_s(), sent)
-    pause.wait(3)
-    found = b.counters()
-    if found.get("samples") != sent or found.get("late_samples"):
-        result.failures.append(run.failure(f"of {sent} samples {found}"))
-    result.figures = {"samples": sent, "behind 25 s after the clock was set, seconds": round(longest_s, 1)}
+    def tell(until_s: float) -> bool:
+        return {one for one in traffic.events() if one[1] <= until_s} <= set(told(alert_events(b)[0]))
+
+    def starts(name: str) -> int:
+        return world.parts[name].log.read_text().count("starting anew")
+
+    world.until(lambda: count(1), "samples are counted")
+    for error_s, seconds in ROUND:
+        run.say(f"the clock is {error_s:+d} s")
+        with offset.open("r+b") as file:
+            file.write((error_s * S).to_bytes(8, "little", signed=True))
+        send_seldom(seconds)
+        began_s, began_us = monotonic_s(), now_us()
+        wanted = delivered(b).counters["samples"]
+        for what, done in (("rows", lambda: count(wanted)), ("alerts", lambda: tell(began_us / S))):  # noqa: B023
+            world.until(done, f"{what} go on at {error_s:+d} s", PATIENCE_S)
+            behind_s[what] = max(behind_s[what], round(monotonic_s() - began_s, 1))
+        if error_s > 0:
+            assert not any(map(starts, ("windows", "alerts"))), f"a clock set ahead is believed: {world.tails()}"
+    world.until(lambda: world.parts["sender"].done, "the traffic is sent")
+    world.until(lambda: tell(now_us() / S), "all alerts are told")
+    made = finish(world, traffic)
+    assert world.parts["alerts"].stop() == 0, world.tails()
+    assert not world.ended, f"ended: {world.ended}\n{world.tails()}"
+    figures["samples"] += made.counters["samples"]
+    figures["rows equal to the oracle"] += check_rows(b, made)
+    figures["alert events"] += check_alerts(b, traffic)[0]
+    for name in ("windows", "alerts"):
+        assert starts(name) >= 2, f"{name} did not notice that the clock was set back: {world.tails()}"
+        figures[f"starts of {name} by another clock"] += starts(name)

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
+from tailrace_flows import host_clock
 from tailrace_flows import source as source_module
+from tailrace_flows.adapters import Adapters
 from tailrace_flows.core.chunk import Chunk, Mark
 from tailrace_flows.core.config import WindowConfig
 from tailrace_flows.core.partition import MARK_EVERY_US
-from tailrace_flows.settings import KafkaSettings
+from tailrace_flows.settings import KafkaSettings, Settings
 from tailrace_flows.source import sample_source
 from tailrace_flows.topic_reader import read_topic
 from tailrace_infra.topics import ensure_topics
@@ -183,3 +185,18 @@ def test_what_a_topic_has_since_a_time_is_read_to_its_end(broker: str, request: 
     assert read_since(0) == list(range(10))
     assert read_since(7) == [7, 8, 9]
     assert read_since(11) == []
+
+
+def test_what_a_flow_writes_has_the_time_that_it_goes_by(embedded_broker: str) -> None:
+    """That of the host's clock, which may have been set ahead, would be refused by Kafka, or confirm it to a reader."""
+    settings = Settings(kafka={"bootstrap_servers": embedded_broker})
+    writer = Adapters(settings).kafka()
+    host_clock.begin(host_clock.offset_us() - 3_600_000_000)  # of a process before, since when the clock is ahead
+    try:
+        writer.write("written", b"key", b"value")
+        writer.flush()
+    finally:
+        host_clock.begin()
+    ((time_ms, value),) = read_topic(settings.kafka.client(), "written", lambda _, value: value)
+    assert value == b"value"
+    assert 3_600_000 <= now_us() // 1000 - time_ms < 3_660_000
