@@ -18,6 +18,7 @@ from tests.infra.command import tailrace
 from tests.reliability.attack import Result, Run, attack
 from tests.reliability.traffic import S
 from tests.reliability.world import (
+    PATIENCE_S,
     World,
     check_rows,
     configure,
@@ -148,8 +149,9 @@ def hostile(run: Run) -> Result:
         _send(world, found, starts_on_window(now_us()) - 70 * S)
         made = delivered(b)
         assert sum(made.counters[name] for name in made.counters if name.startswith("dead_letters.")) == 5
-        world.until(lambda: len(hook.got) >= len(found), "the webhook is told of all")
-        world.until(lambda: len(mailbox.got) >= 2 * len(found), "the mailbox has two messages of each")
+        patience_s = max(PATIENCE_S, len(found))  # each is told in several messages, one after the other
+        world.until(lambda: len(hook.got) >= len(found), "the webhook is told of all", patience_s)
+        world.until(lambda: len(mailbox.got) >= 2 * len(found), "the mailbox has two messages of each", patience_s)
         expected = {(text, text, text[::-1]) for text in found}
         labels = [one["alert"]["labels"] for body in hook.bodies() for one in body["alerts"]]
         assert {_key(one) for one in labels} == expected, "the webhook got other labels than were sent"
