@@ -16,12 +16,17 @@ RESULTS = Path(__file__).parent / "results.json"
 """The last result of each attack that was run with `--report`, with the machine it ran on."""
 WIDTH, HEIGHT = 640, 200
 MOST_SEEDS = 8
+MOST_POINTS = 300
+"""Of a plot: the page is 640 pixels wide, and the file is kept."""
 
 
 def keep(attack: Attack, result: Result, took_s: float, took_cpu_s: float) -> None:
     """Replaces the attack's kept result."""
     kept = _kept()
     kept[attack.name] = asdict(result) | {"passed": result.passed, "took_s": round(took_s), "cpu_s": round(took_cpu_s)}
+    for plot in kept[attack.name]["plots"]:
+        step = -(-len(plot["x"]) // MOST_POINTS)
+        plot |= {"x": plot["x"][::step], "y": plot["y"][::step]}
     kept[attack.name]["where"] = environment()
     RESULTS.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
 
