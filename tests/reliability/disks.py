@@ -136,7 +136,7 @@ def _attack(directory: Path, size: int, seed: int) -> dict[str, Any]:
         return {
             **{f"disk of {name} filled": order.count(name) for name in disks},
             **{f"seconds the disk of {name} was full": seconds for name, seconds in full_s.items()},
-            **{f"what was said of {name}": line[:200] for name, line in said.items()},
+            **{f"what was said of {name}": line.replace(f"{directory}/", "")[:200] for name, line in said.items()},
             "samples": made.counters["samples"], "rows equal to the oracle": rows,
             **{f"starts of {name} again by itself": count for name, count in sorted(world.ended.items())},
         }  # fmt: skip
