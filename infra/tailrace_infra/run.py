@@ -92,7 +92,7 @@ def run_flow(
             if processes == 1:
                 _run_here(flow, settings, 0, None, duration_s, ready)
             else:
-                _run_cluster(flow, processes, duration_s, held)
+                _run_cluster(flow, settings, processes, duration_s, held)
     except OSError as error:
         if not runner.no_space(error, directory):  # for the lock, which is a file too
             raise
@@ -168,7 +168,7 @@ def explain(error: BaseException, settings: Settings, directory: Path) -> str:
     return text
 
 
-def _run_cluster(flow: str, processes: int, duration_s: float | None, held: int) -> None:
+def _run_cluster(flow: str, settings: Settings, processes: int, duration_s: float | None, held: int) -> None:
     """Starts the processes, waits for the end of any, and stops the others: a cluster lives and dies as one.
 
     Where they end since the host's clock was set, they are started anew.
@@ -177,6 +177,7 @@ def _run_cluster(flow: str, processes: int, duration_s: float | None, held: int)
     on their state if the next start does not wait for them.
     """
     duration = [] if duration_s is None else ["--duration", str(duration_s)]
+    directory = recovery_of(flow, settings)
     children: list[Child] = []
     with StopSignal() as stop:
         try:
@@ -185,6 +186,10 @@ def _run_cluster(flow: str, processes: int, duration_s: float | None, held: int)
                 host_clock.begin(None if CLOCK_AHEAD_CODE in codes else host_clock.offset_us())
                 environment = {_OFFSET_VARIABLE: str(host_clock.offset_us())}
                 children.clear()
+                try:
+                    runner.prepare_recovery(directory)  # here, since they do not know when all of those before are gone
+                except Exception as error:
+                    raise FlowError(explain(error, settings, directory)) from error
                 addresses = ",".join(f"127.0.0.1:{port}" for port in free_ports(processes))
                 for process in range(processes):
                     arguments = [flow, "--process", str(process), "--addresses", addresses, *duration]

@@ -4,12 +4,20 @@
 """
 
 import os
+import pickle
+import sqlite3
 from collections import defaultdict
+from contextlib import ExitStack, closing
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import bytewax.operators as op
 import pytest
+from bytewax.dataflow import Dataflow
+from bytewax.operators import StatefulBatchLogic
+from bytewax.testing import TestingSink, TestingSource, run_main
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from tailrace_flows import runner
@@ -296,3 +304,48 @@ def test_a_start_that_was_killed_while_it_made_the_directory_is_no_damage(tmp_pa
     (tmp_path / "part-0.sqlite3").write_bytes(b"")
     with pytest.raises(runner.DamagedError):
         runner.prepare_recovery(tmp_path)
+
+
+class _Sum(StatefulBatchLogic[int, int, int]):
+    """Gives the sum of a key's numbers."""
+
+    def __init__(self, state: int | None) -> None:
+        self._sum = state or 0
+
+    def on_batch(self, values: list[int]) -> tuple[list[int], bool]:
+        self._sum += sum(values)
+        return [self._sum], self.RETAIN
+
+    def snapshot(self) -> int:
+        return self._sum
+
+
+def test_the_state_of_an_epoch_that_did_not_end_is_forgotten(tmp_path: Path) -> None:
+    """When the epoch is done again there may be nothing to do for the key, so that nothing overwrites it."""
+    others = [(f"other {number}", 1) for number in range(9)]  # an epoch each; at EOF every key has something to do
+    numbers = TestingSource([("a", 1), TestingSource.EOF(), *others, TestingSource.ABORT(), ("a", 1)])
+
+    def run() -> list[tuple[str, int]]:
+        sums: list[tuple[str, int]] = []
+        flow = Dataflow("flow")
+        summed = op.stateful_batch("sum", op.input("numbers", flow, numbers), _Sum)
+        op.output("sums", summed, TestingSink(sums))
+        run_main(flow, epoch_interval=timedelta(0), recovery_config=runner.prepare_recovery(tmp_path))
+        return sums
+
+    assert run() == [("a", 1)]
+    # What a process leaves that is killed after it stored a key's state and before the epoch's end.
+    undone = 0
+    with ExitStack() as opened:
+        files = [opened.enter_context(closing(sqlite3.connect(path))) for path in tmp_path.glob("part-*.sqlite3")]
+        (epoch,) = [epoch for file in files for (epoch,) in file.execute("SELECT worker_frontier FROM fronts")]
+        for file in files:
+            with file:
+                undone += file.execute(
+                    "INSERT INTO snaps (step_id, state_key, snap_epoch, ser_change) "
+                    "SELECT step_id, state_key, ?, ? FROM snaps WHERE state_key = 'a'",
+                    [epoch, pickle.dumps(100)],
+                ).rowcount
+    assert undone == 1
+    assert len(run()) >= 8
+    assert run()[-1] == ("a", 2)

@@ -72,6 +72,13 @@ class Bench:
         rows = self.clickhouse.query("SELECT name, sum(value) FROM counters GROUP BY name").result_rows
         return {name: int(value) for name, value in rows}
 
+    def await_counters(self, expected: dict[str, int], timeout_s: float = 60.0) -> None:
+        """Until the counters are these; the assertion error says what they are instead, and what the flow said last."""
+        try:
+            eventually(lambda: self.counters() == expected, timeout_s)
+        except AssertionError:
+            pytest.fail(f"counters: {self.counters()}, expected {expected}; the flow's log ends\n{self.log()[-6000:]}")
+
     def replay(self, path: Path, stream: str, options: ReplayOptions, speed: float = 0.0) -> ReplayResult:
         """The product's own replay, paced by what the flow has committed."""
         return replay(

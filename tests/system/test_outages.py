@@ -49,7 +49,7 @@ def assert_stored(b: Bench, made: Workload, **more: int) -> None:
     """Everything is counted once, and in the rows once; `more` counters than those of the workload."""
     expected = {**made.counters, **more}
     b.await_ended(made.counters["ended"], 90)
-    eventually(lambda: b.counters() == expected, 60)
+    b.await_counters(expected)
     assert_same(stored_rows(b.clickhouse, "windows"), expected_rows(made, 10))
     assert_same(stored_rows(b.clickhouse, "windows_1m"), expected_rows(made, 60))
 
@@ -220,7 +220,7 @@ def test_records_evicted_while_the_flow_was_stopped_are_counted_and_named(
         assert 10 < low < high == 160
         gap, read = low - 10, (160 - low + 10) * FLOOD_SAMPLES
         with flow_of(b):
-            eventually(lambda: b.counters() == {"samples": read, "gap_records": gap, "missing_batches": gap}, 60)
+            b.await_counters({"samples": read, "gap_records": gap, "missing_batches": gap})
             assert f"no longer has offsets 10 to {low - 1}; going on at {low} ({gap} records are lost" in b.log()
         assert stored_samples(b) == read
 
@@ -241,7 +241,7 @@ def test_records_evicted_before_a_slow_flow_has_read_them_are_counted(
             eventually(lambda: b.committed() == 165, 60)
             gap = eventually(lambda: b.counters().get("missing_batches", 0))
             counters = {"samples": (165 - gap) * FLOOD_SAMPLES, "gap_records": gap, "missing_batches": gap}
-            eventually(lambda: b.counters() == counters)
+            b.await_counters(counters)
         assert stored_samples(b) == counters["samples"]
 
 

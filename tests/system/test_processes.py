@@ -44,7 +44,7 @@ def test_changing_the_number_of_processes_keeps_the_rows_exact(
             b.send(producer, made.messages[at:end])
             at = end
             run_until_read(b, made, made.counters["samples"] if end == len(made.messages) else before + 1, processes)
-        eventually(lambda: b.counters() == dict(made.counters), 60)
+        b.await_counters(dict(made.counters))
         assert_same(stored_rows(b.clickhouse, "windows"), expected_rows(made, 10))
         assert_same(stored_rows(b.clickhouse, "windows_1m"), expected_rows(made, 60))
 
@@ -100,7 +100,7 @@ def test_a_drain_stores_open_windows_and_the_next_start_completes_them(
         assert sum(row["count"] for row in provisional.values()) == counted
         b.send(producer, made.messages[half:])
         run_until_read(b, made, made.counters["samples"], processes=1)
-        eventually(lambda: b.counters() == dict(made.counters), 60)
+        b.await_counters(dict(made.counters))
         assert_same(stored_rows(b.clickhouse, "windows"), expected_rows(made, 10))
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.infra.waiting import eventually
 from tests.system.harness import Bench, bench
 from tests.system.workload import Workload, assert_same, expected_rows, make_workload, stored_rows
 
@@ -39,7 +38,7 @@ def kill_repeatedly(b: Bench, made: Workload, kills: int, seed: int) -> None:
     flow = b.start_flow()
     try:
         b.await_ended(made.counters["ended"], 90)
-        eventually(lambda: b.counters() == dict(made.counters), 60)
+        b.await_counters(dict(made.counters))
     finally:
         assert flow.stop() == 0
     assert_same(stored_rows(b.clickhouse, "windows"), expected_rows(made, 10))
