@@ -61,7 +61,7 @@ def notify(
     masker = Masker()
     for handler in logging.getLogger().handlers:
         handler.addFilter(MaskingFilter(masker))
-    for name in ("apprise", "urllib3", "requests"):
+    for name in ("urllib3", "requests"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what they report, they also tell the caller
     until_s = None if duration is None else monotonic_s() + duration
     try:

@@ -137,6 +137,7 @@ def test_a_receiver_that_fails_blocks_nobody_and_is_logged_once_without_its_secr
         output = running.output()
     assert sorted(hook.ids("/good")) == sorted(one.id for one in batch if one.receiver == "good")
     assert output.count("HTTP 503 try later") == 1
+    assert "chat: Failed to send JSON POST notification: Servers are overloaded" in output
     assert "hush" not in output
     assert {headers.get("X-Clear") for path, headers, _ in hook.got if path.startswith("/bad/hush")} == {
         "hush-in-clear"

@@ -6,6 +6,7 @@ webhook, as `Message-ID` of an email, in the text of everything else.
 """
 
 import json
+import logging
 import smtplib
 import ssl
 from collections.abc import Sequence
@@ -173,6 +174,11 @@ def _digest_id(notifications: Sequence[Notification]) -> str:
 
 
 # -- everything else -----------------------------------------------------------------------------------
+
+
+# Apprise gives its reasons through its logger only: they are to come whatever is logged, and are told once, by us.
+logging.getLogger("apprise").setLevel(logging.WARNING)
+logging.getLogger("apprise").propagate = False
 
 
 def _apprise(target: AppriseTarget, rendered: Rendered, notifications: Sequence[Notification]) -> None:
