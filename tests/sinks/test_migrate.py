@@ -33,6 +33,7 @@ FILES = [
     "0008_baselines",
     "0009_sketch_codecs",
     "0010_alert_ends",
+    "0011_attributes_index",
 ]
 TTLS = [
     "alert_event_rows: keep 395 days", "anomaly_rows: keep 45 days", "baseline_rows: keep 7 days",

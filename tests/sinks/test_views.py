@@ -37,6 +37,23 @@ def test_a_condition_never_brings_back_an_older_version(storage: Storage, condit
     assert storage.one(f"SELECT count() FROM windows WHERE {condition}") == 0
 
 
+def test_of_one_series_by_its_attributes_little_is_read(storage: Storage) -> None:
+    """And its newest version is found, wherever it is."""
+    storage.client.command("SYSTEM STOP MERGES rows_10s")
+    for samples in ([0.1], [0.1, 0.2]):
+        storage.write(
+            "rows_10s",
+            [
+                distribution(samples, START_S + 10 * window, attributes={"host": f"host-{number}", "region": "eu"})
+                for number in range(20)
+                for window in range(1_000)
+            ],
+        )
+    found = storage.client.query("SELECT count(), min(count) FROM windows WHERE attributes['host'] = 'host-7'")
+    assert found.result_rows == [(1_000, 2)]
+    assert int(found.summary["read_rows"]) < 40_000 / 3
+
+
 def test_a_later_generation_replaces_a_fuller_row(storage: Storage) -> None:
     storage.write("rows_10s", [distribution([0.1] * 9)])
     storage.write("rows_10s", [distribution([0.1] * 4, generation=1, version=(1 << 48) + 4)])
