@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.reliability.attack import Run, attacks, perform
+from tests.reliability.traffic import Traffic
 
 
 @pytest.mark.kafka
@@ -14,3 +15,8 @@ def test_it_holds(kafka_jars: None, tmp_path: Path, name: str, size: int) -> Non
     result = perform(attacks()[name], Run(name, size, 1, tmp_path, print))
     assert not result.failures, result.failures[0].what
     assert result.runs == size
+
+
+def test_a_sender_that_goes_on_sends_what_it_would_have_sent() -> None:
+    traffic = Traffic(seed=3, start_us=0, seconds=60)
+    assert list(traffic.messages(20)) == [message for message in traffic.messages() if message[0] >= 20]

@@ -13,6 +13,7 @@ from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 
 from confluent_kafka import Producer
@@ -94,14 +95,23 @@ class Traffic:
                 found[f"svc-{service}", f"h{host}"] = states
         return found
 
-    def messages(self) -> Iterator[tuple[int, str, bytes]]:
-        """(second, service, message), in the order in which they are sent."""
-        rng = random.Random(self.seed)
+    def messages(self, since: int = 0) -> Iterator[tuple[int, str, bytes]]:
+        """(second, service, message), in the order in which they are sent, from a second on.
+
+        Each second has numbers of its own, so that a sender that was killed is soon where it was: one that has to make
+        two days anew for that is killed again before it sends anything.
+        """
+        disks = random.Random(f"disks {self.seed}")
         series, table = self.series(), encode_series_table(self.series())
         busy = self.busy()
         totals: dict[tuple[int, int], float] = defaultdict(float)
         first_duration, first_disk = self.hosts + 2, self.hosts + 10
         for second in range(self.seconds):
+            for key in product(range(self.services), range(first_disk, len(series))):
+                totals[key] = (totals[key] if disks.random() >= 0.01 else 0.0) + int(disks.random() * 1000)
+            if second < since:
+                continue
+            rng = random.Random(f"{self.seed} {second}")
             base_us = self.start_us + second * S
             for number in range(self.services):
                 service = f"svc-{number}"
@@ -114,9 +124,6 @@ class Traffic:
                 for _ in range(round(self.samples * self.shape[second * len(self.shape) // self.seconds])):
                     rows.append((first_duration + rng.randrange(8), rng.randrange(S), rng.lognormvariate(-4, 1)))
                 for device in range(first_disk, len(series)):
-                    if rng.random() < 0.01:
-                        totals[number, device] = 0.0
-                    totals[number, device] += rng.randrange(1000)
                     rows.append((device, 500_000, totals[number, device]))
                 yield second, service, encode_batch(
                     service=service, producer_id=f"fleet-{number}", sequence=second, base_time_us=base_us,
@@ -171,9 +178,7 @@ def main() -> None:
         new.write_text(str(upto))
         new.replace(path)
 
-    for second, service, message in traffic.messages():
-        if second < begin:
-            continue
+    for second, service, message in traffic.messages(begin):
         if second != last:
             if last >= 0:
                 confirm(second)
