@@ -30,7 +30,7 @@ from tailrace_schemas.topics import shard_of
 from tests.flows.machine import START_US, Machine, S, check, check_row, check_rows
 from tests.flows.oracle import Batch, Entry, Sample, expect, rows_of
 from tests.flows.strategies import SERIES, SERVICES, logs
-from tests.flows.writing import Writer
+from tests.flows.writing import CONFIG, Writer, idle
 
 slow = settings(
     max_examples=int(os.environ.get("TAILRACE_TEST_EXAMPLES", "60")),
@@ -232,6 +232,113 @@ def test_services_that_are_in_several_partitions_lose_nothing(hold: bool, record
     totals = [total for (*_, name), total in machine.counters.items() if name == Count.SAMPLES]
     assert sum(totals) == len(expect(records, config).samples)
     assert not {name for *_, name in machine.counters} & {Count.LATE, Count.DUPLICATE_BATCHES}
+
+
+def counts(machine: Machine) -> dict[int, int]:
+    """Samples by the start of their window, in seconds after START_US."""
+    return {key.start_s - START_US // S: row["count"] for key, row in machine.rows.items() if key.seconds == 10}
+
+
+def test_what_a_silent_partition_has_brought_survives_while_another_is_behind() -> None:
+    """The silent one has passed the window by wall time, and does not read it again."""
+    w = Writer()
+    machine = Machine([[w.batch((5, 1.0), (6, 1.0))], [w.batch((1, 1.0)), w.batch((7, 1.0))]], WindowConfig())
+    for number in (0, 1):
+        machine.poll(number, 1)
+    machine.hidden[1] = 1  # which is not at its end: it is not polled
+    for _ in range(40):
+        machine.wait(0.5)
+        machine.poll(0, 1)
+    machine.commit()
+    assert machine.partitions[0].held == 1
+    machine.crash()
+    machine.finish()
+    assert counts(machine) == {0: 4}
+
+
+@pytest.mark.parametrize("behind", [1, 50])
+def test_a_partition_that_is_ahead_retires_nothing_that_another_has_still_to_replay(behind: int) -> None:
+    w = Writer()
+    log = [w.batch((number / 10, 1.0)) for number in range(behind)]
+    machine = Machine([log, []], WindowConfig())
+    machine.read_all()
+    machine.commit()
+    machine.append([[], [w.batch((4000, 1.0))]])  # the first that the other brings
+    machine.crash()
+    machine.poll(1, 1)
+    for _ in range(behind):  # killed again and again, with a part of the replay done
+        machine.commit()
+        machine.crash()
+        machine.poll(0, 1)
+    machine.finish()
+    assert counts(machine) == {0: behind, 4000: 1}
+
+
+def test_windows_do_not_wait_for_a_partition_that_has_nothing_to_replay() -> None:
+    """The service has moved to another partition, as when a topic grew."""
+    w = Writer()
+    machine = Machine([[w.batch((1, 1.0))], [w.batch((float(second), 1.0)) for second in range(200, 400, 5)]], CONFIG)
+    machine.hide()
+    machine.send(0, 1)
+    idle(machine, 15)
+    machine.send(1, 30)
+    machine.read_all()
+    machine.commit()
+    machine.crash()
+    assert machine.poll(0, 1) == 0
+    machine.send(1, 10)
+    machine.poll(1, 100)
+    machine.commit()
+    assert len(machine.committed[1][shard_of("cart")]) < 1_000
+    machine.finish()
+    assert counts(machine) == {0: 1} | dict.fromkeys(range(200, 400, 10), 2)
+
+
+def test_windows_wait_for_a_partition_that_is_gone_but_not_for_ever() -> None:
+    w = Writer()
+    machine = Machine([[w.batch((1, 1.0))], []], WindowConfig())
+    machine.read_all()
+    machine.commit()
+    machine.append([[], [w.batch((float(second), 1.0)) for second in range(100, 3000, 10)]])
+    machine.crash()
+    sizes = []
+    while machine.poll(1, 1):
+        machine.commit()
+        sizes.append(len(machine.committed[1][shard_of("cart")]))
+    assert max(sizes) > 10_000 > 1_000 > sizes[-1]
+    machine.finish()
+    assert counts(machine) == dict.fromkeys(range(100, 3000, 10), 1)
+
+
+def test_windows_are_stored_only_while_they_wait_for_a_partition_that_is_behind() -> None:
+    w = Writer()
+    # Two partitions in turns, the other 30 s behind.
+    logs = [
+        [w.batch(*((second - lag + one / 1000, 1.0 + one) for one in range(1000))) for second in range(100, 500, 10)]
+        for lag in (0, 30)
+    ]
+    machine = Machine(logs, WindowConfig())
+
+    def stored() -> int:
+        machine.commit()
+        return len(machine.committed[1][shard_of("cart")])
+
+    for _ in range(39):
+        for number in (0, 1):
+            machine.poll(number, 1)
+            assert stored() < 2_000
+    machine.poll(0, 1)
+    machine.hidden[1] = 1
+    for _ in range(30):
+        machine.wait(0.5)
+        machine.poll(0, 1)
+    assert stored() > 10_000  # the first one was silent and releases what it has brought
+    machine.crash()
+    machine.hidden[1] = 0
+    idle(machine, 15)
+    assert stored() < 2_000
+    machine.finish()
+    assert sum(counts(machine).values()) == 80_000
 
 
 # -- another configuration -------------------------------------------------------------------------------

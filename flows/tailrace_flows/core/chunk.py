@@ -64,6 +64,8 @@ class Mark(NamedTuple):
     forget: bool = False
     """Not of silence, but of its end: nothing has come for a day, all windows are retired. Only the source can tell,
     which knows whether there is more to read."""
+    replayed: bool = False
+    """Not of silence: what was counted before a restart has been read again."""
 
 
 class Ahead(NamedTuple):

@@ -124,6 +124,8 @@ class Partition:
         self.next_offset = kept.held
         """Where to read on."""
         self._replay_until = kept.position
+        self._tells_replayed = bool(kept.watermarks_us)
+        """Whether the shards have still to be told of the replay's end."""
         self._whole = kept.whole
         self._held = kept.held
         self._held_producers = kept.producers
@@ -225,6 +227,8 @@ class Partition:
             self._newest_us.pop((service, stream), None)
             self._rebuilding.discard((service, stream))
             items.append((shard_of(service), Mark(self.number, service, stream, 0)))
+        if self._tells_replayed and not self.replaying:
+            items += self._replayed_marks()
         return items, letters
 
     def _sort(
@@ -318,15 +322,20 @@ class Partition:
             at += chunk.offsets.size
         return int(after[-1])
 
+    def _replayed_marks(self) -> list[Keyed]:
+        """For all that was known before the restart: of some there may have been nothing to read again."""
+        self._tells_replayed = False
+        return [(shard_of(name[0]), Mark(self.number, *name, 0, replayed=True)) for name in self._seen_us]
+
     # -- silence ------------------------------------------------------------------------------------
 
     def idle_marks(self, now_us: int) -> list[Keyed]:
         """Marks for the services that have been silent for `idle`, or for a day; all that was in the partition at this
         time is read."""
+        items = self._replayed_marks() if self._tells_replayed else []
         if now_us - self._marked_us < MARK_EVERY_US:
-            return []
+            return items
         self._marked_us = now_us
-        items: list[Keyed] = []
         for name, newest_us in list(self._newest_us.items()):
             silence_us = now_us - self._seen_us[name]
             if silence_us < self.config.idle_us:

@@ -25,7 +25,7 @@ __all__ = ["Output", "Shard"]
 DIRTY_US: Final = 1_000_000
 """Late corrections of emitted rows are collected for so long."""
 COUNTERS_US: Final = 2_000_000
-STATE_VERSION: Final = 1
+STATE_VERSION: Final = 2
 MAX_WARNINGS: Final = 20
 
 
@@ -66,7 +66,7 @@ class Shard:
         self._dirty_due_us: int | None = None
         """When corrections are due that wait."""
         self._streams: dict[tuple[str, str], _Stream] = {
-            (service, stream): _Stream(WindowTable(service, stream, config, table), dict(idle))
+            (service, stream): _Stream(WindowTable(service, stream, config, table, idle), dict(idle))
             for (service, stream), (table, idle) in streams.items()
         }
         # Kept up to date, since a call must not cost time for each stream.
@@ -92,6 +92,11 @@ class Shard:
                 continue
             name = (item.service, item.stream)
             entry = self._streams.get(name)
+            if isinstance(item, Mark) and item.replayed:
+                if entry is not None:
+                    entry.table.heard(item.partition)
+                    touched[name] = entry
+                continue
             if isinstance(item, Mark) and item.forget:
                 if entry is not None:
                     entry.idle.pop(item.partition, None)
@@ -237,6 +242,8 @@ class Shard:
     def _idle(self, entry: _Stream, mark: Mark) -> list[Block]:
         # Whether to retire is decided by the source, which holds its offset back by the same rule.
         entry.idle[mark.partition] = mark.retire
+        if mark.retire:
+            entry.table.passed(mark.now_us)
         if None in entry.idle.values():
             return []
         return entry.table.wall(mark.now_us, retire=all(entry.idle.values()))

@@ -4,7 +4,7 @@ A window is *closed* when its row has been emitted, *late-open* until the waterm
 *retired* (forgotten) when its minute's end + lateness is passed. Times are microseconds of event time unless said.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -33,6 +33,9 @@ AFTER_ALL: Final = 1 << 62
 NO_ROWS: Final = pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in WINDOW_ROWS], schema=WINDOW_ROWS)
 TIMED: Final = frozenset({"cumulative", "gauge"})
 """Kinds whose aggregates depend on the order of their samples."""
+MAX_WAITING: Final = 60
+"""So many windows more than the lateness keeps open may wait after a restart for what a partition has to replay: it may
+be gone for good, with the topic that had it."""
 
 
 class Block(NamedTuple):
@@ -58,7 +61,8 @@ class Added(NamedTuple):
 
 @dataclass
 class TableState:
-    """What recovery keeps of a table. Small, unless the windows are in it (`recovery.contents` snapshot)."""
+    """What recovery keeps of a table. Small, unless the windows are in it (`recovery.contents` snapshot, or a partition
+    that does not hold them any more)."""
 
     watermark_us: int = BEFORE_ALL
     """The greatest event time less the disorder; decides what is late and what is retired."""
@@ -75,6 +79,11 @@ class TableState:
     baselines: Baselines = field(default_factory=Baselines)
     admitted: NDArray[np.uint64] | None = None
     """Ids of the series, if the limit has left others out; 8 bytes each."""
+    awaited: dict[int, int] | None = None
+    """Partition -> offset, from which on a replay of it is to be taken: all else is in `windows`, or nothing was open.
+    None: no window is stored, every partition that has carried the stream is to be replayed."""
+    passed_us: int = BEFORE_ALL
+    """The furthest that a partition's own watermark may be."""
     series: list[Any] | None = None
     windows: dict[int, Window] | None = None
     minutes: dict[int, bool] | None = None
@@ -83,7 +92,15 @@ class TableState:
 class WindowTable:
     """See the module. Not thread-safe. Cost: 30 to 60 ns a sample, about 3 us a row."""
 
-    def __init__(self, service: str, stream: str, config: WindowConfig, state: TableState | None = None) -> None:
+    def __init__(
+        self,
+        service: str,
+        stream: str,
+        config: WindowConfig,
+        state: TableState | None = None,
+        carriers: Collection[int] = (),
+    ) -> None:
+        """Anew, or from a state: `carriers` are the partitions that had brought samples by then."""
         self.service = service
         self.stream = stream
         self.config = config
@@ -104,12 +121,14 @@ class WindowTable:
             self._minutes[start] = Window(config.scale, closed=closed)
         # Rows of windows that were closed before a restart are out; replayed samples do not make them dirty.
         self._settled_us = state.settled_us
+        self._missing = dict.fromkeys(carriers, 0) if state.awaited is None else state.awaited
+        """Partition -> offset: what is replayed from there on is not in the windows, everything else is."""
+        self._awaited = dict(self._missing)
+        """The same as of now, of the partitions whose replay is not over. A window that retired now, since another
+        partition is ahead, or the lateness or the disorder has been set lower, would miss the rest of it."""
+        self._passed_us = state.passed_us
         # But what closes from now on may lack what another partition has still to replay: events up to this time.
-        replayed = state.windows is None and state.watermark_us > BEFORE_ALL
-        self._replayed_us = state.watermark_us + config.disorder_us if replayed else BEFORE_ALL - 1
-        self._rebuilding = replayed
-        """What was read before a restart is being read again, or still to be: a window that retired now, since the
-        lateness or the disorder has been set lower, would miss the rest of it."""
+        self._replayed_us = state.watermark_us + config.disorder_us if self._awaited else BEFORE_ALL - 1
         self._rebuilt_us = BEFORE_ALL
         """Up to here `_rebuilt` has been."""
         self._unsettled = state.dirty
@@ -130,7 +149,13 @@ class WindowTable:
         time_us, value = chunk.time_us, chunk.value
         if value.size == 0:
             return Added(0, 0, 0, None)
-        self._rebuilding = chunk.replayed
+        if chunk.replayed:
+            offset = int(chunk.offsets.max())
+            if offset < self._missing.get(chunk.partition, AFTER_ALL):
+                return Added(0, 0, 0, None)
+            self._awaited[chunk.partition] = max(offset + 1, self._awaited.get(chunk.partition, 0))
+        elif self._awaited:
+            self.heard(chunk.partition)
         newest_us = max(chunk.newest_us.tolist())  # of few a seventh of numpy's call
         first_us = chunk.oldest_us - chunk.oldest_us % self.config.window_us
         late = self._late(chunk, first_us)
@@ -153,6 +178,14 @@ class WindowTable:
             self._rebuilt(newest_us - self.config.disorder_us)
             return Added(0, 0, 0, taken)
         return Added(int(value.size), late_samples, beyond, taken)
+
+    def heard(self, partition: int) -> None:
+        """Its replay is over, if there was one."""
+        self._awaited.pop(partition, None)
+
+    def passed(self, now_us: int) -> None:
+        """A partition is silent, and by wall time its own watermark passes what it has brought."""
+        self._passed_us = max(self._passed_us, min(now_us - self.config.disorder_us, self.open_until_us))
 
     def _rebuilt(self, until_us: int) -> None:
         """A replay has come so far: what its windows hold is put together as each ends, as when rows are emitted.
@@ -182,6 +215,7 @@ class WindowTable:
         starts = chunk.time_us - chunk.time_us % config.window_us
         late = starts < self._retired_until_us  # which is a minute's end
         if chunk.replayed:
+            late |= np.repeat(chunk.offsets < self._missing[chunk.partition], chunk.lengths)  # those are in
             ends = np.cumsum(chunk.lengths).tolist()
             for offset, begin, end in zip(chunk.offsets.tolist(), [0, *ends], ends, strict=False):
                 refused = self._refused.get((chunk.partition, offset))
@@ -313,7 +347,6 @@ class WindowTable:
         """
         config = self.config
         boundary = now_us - config.disorder_us
-        self._rebuilding = False
         if retire:
             self.watermark_us = max(self.watermark_us, min(boundary, self.open_until_us))
         before_us = self.closed_until_us
@@ -325,7 +358,6 @@ class WindowTable:
     def end(self) -> list[Block]:
         """The stream is over: all its windows close and retire."""
         self.watermark_us = AFTER_ALL
-        self._rebuilding = False
         return self.emit()
 
     def emit_all(self) -> list[Block]:
@@ -369,8 +401,12 @@ class WindowTable:
         config = self.config
         until_us = self.watermark_us - config.lateness_us
         until_us -= until_us % config.rollup_us
-        if until_us <= self._retired_until_us or self._rebuilding:
+        if until_us <= self._retired_until_us:
             return
+        if self._awaited:
+            if len(self._windows) <= (config.lateness_us + config.rollup_us) // config.window_us + MAX_WAITING:
+                return
+            self._awaited.clear()
         self._retired_until_us = until_us
         for minute in sorted(start for start in self._minutes if start < until_us):
             del self._minutes[minute]
@@ -406,7 +442,13 @@ class WindowTable:
     # -- recovery -----------------------------------------------------------------------------------
 
     def state(self, *, contents: bool) -> TableState:
-        """What recovery needs, for pickling at once; with `contents`, the windows too."""
+        """What recovery needs, for pickling at once; with `contents`, the windows too.
+
+        And where a partition, of several that carry the stream, has passed a window that must wait for the others: it
+        will not read again what it has brought for it.
+        """
+        passed_us = max(self._passed_us, self.watermark_us)
+        contents = contents or self.config.retired_after_us(min(self._windows, default=AFTER_ALL)) <= passed_us
         length, rollup = self.config.window_us, self.config.rollup_us
         dirty = {(length, start) for start, window in self._windows.items() if window.dirty}
         dirty |= {(rollup, start) for start, minute in self._minutes.items() if minute.dirty}
@@ -419,6 +461,8 @@ class WindowTable:
             self._refused,
             self._baselines,
             self._series.admitted,
+            self._awaited if contents or not self._windows else None,
+            self._passed_us,
         )
         if contents:
             for window in self._windows.values():
