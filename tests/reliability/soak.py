@@ -25,8 +25,7 @@ LATER_FAULTS = ("pause clickhouse", "kill sender", "pause broker", "pause window
 WARM_UP = 1 / 2
 """Of the time: slopes are those of what follows."""
 JUDGED_S = 1800.0
-"""Slopes over less say nothing: a process that begins takes memory, and ClickHouse's threads open three files each when
-they first have something to do (130 of them: 400 files after a quarter of an hour)."""
+"""Slopes over less say nothing: a process that begins takes memory."""
 MOST_MB_AN_HOUR = 20.0
 MOST_BROKER_MB = 800.0
 """A JVM fills the heap that it is given, 512 MB, before it looks for what is free: its slope says nothing."""
@@ -79,6 +78,7 @@ def soak(run: Run) -> Result:
         slopes[f"memory of {name}: MB an hour"] = _slope(one.at_s, one.rss_mb)
         slopes[f"open files of {name}: an hour"] = _slope(one.at_s, one.fds)
         most |= {f"memory of {name}: most, MB": one.most_mb(), f"open files of {name}: most": max(one.fds)}
+        most[f"threads of {name}: most"] = max(one.threads)
     slopes["recovery directory: MB an hour"] = _slope(sizes.at_s, sizes.mb["recovery"])
     if took_s < JUDGED_S:
         slopes = {}
@@ -98,8 +98,10 @@ def soak(run: Run) -> Result:
     plots = [
         *(one.plot(name) for name, one in watched.items()),
         *(Plot(f"size of {name}", "s", "MB", sizes.at_s, mb) for name, mb in sizes.mb.items()),
-        Plot("open files of the window flow", "s", "files", watched["windows"].at_s,
-             [float(count) for count in watched["windows"].fds]),
+        *(Plot(f"open files of {name}", "s", "files", watched[name].at_s, [float(count) for count in watched[name].fds])
+          for name in ("windows", "clickhouse")),
+        Plot("threads of clickhouse", "s", "threads", watched["clickhouse"].at_s,
+             [float(count) for count in watched["clickhouse"].threads]),
     ]  # fmt: skip
     return Result(run.size, [run.seed], figures, failures, plots)
 
