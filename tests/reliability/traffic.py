@@ -96,7 +96,7 @@ class Traffic:
         return found
 
     def messages(self, since: int = 0) -> Iterator[tuple[int, str, bytes]]:
-        """(second, service, message), in the order in which they are sent, from a second on.
+        """(second, key, message), in the order in which they are sent, from a second on.
 
         Each second has numbers of its own, so that a sender that was killed is soon where it was: one that has to make
         two days anew for that is killed again before it sends anything.
@@ -133,7 +133,7 @@ class Traffic:
                     value=array("d", [value for _, _, value in rows]).tobytes(),
                 )  # fmt: skip
             if rng.random() < 0.05:
-                yield second, "junk", JUNK
+                yield second, f"junk-{second}", JUNK  # over all partitions: one of nothing else stops a flow
 
     def events(self) -> list[Event]:
         """What is told of alerts, by time."""
