@@ -40,17 +40,18 @@ def test_a_condition_never_brings_back_an_older_version(storage: Storage, condit
 def test_of_one_series_by_its_attributes_little_is_read(storage: Storage) -> None:
     """And its newest version is found, wherever it is."""
     storage.client.command("SYSTEM STOP MERGES rows_10s")
-    for samples in ([0.1], [0.1, 0.2]):
+    for samples, windows in (([0.1], 1_000), ([0.1, 0.2], 1_000), ([0.1, 0.2, 0.3], 1)):
         storage.write(
             "rows_10s",
             [
                 distribution(samples, START_S + 10 * window, attributes={"host": f"host-{number}", "region": "eu"})
                 for number in range(20)
-                for window in range(1_000)
+                for window in range(windows)
             ],
         )
-    found = storage.client.query("SELECT count(), min(count) FROM windows WHERE attributes['host'] = 'host-7'")
-    assert found.result_rows == [(1_000, 2)]
+    query = "SELECT count(), min(count), max(count) FROM windows WHERE attributes['host'] = 'host-7'"
+    found = storage.client.query(query)
+    assert found.result_rows == [(1_000, 2, 3)]
     assert int(found.summary["read_rows"]) < 40_000 / 3
 
 
