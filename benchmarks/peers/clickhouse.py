@@ -23,7 +23,5 @@ def engine(bench: Bench, samples: int, *, sketch: str, encoding: str) -> Measure
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
-        raise MissingError(
-            f"the Kafka engine of chDB in {python}: {done.stderr.strip().splitlines()[-1]} (see --chdb-python)"
-        )
+        raise MissingError(f"the Kafka engine of chDB: {done.stderr.strip().splitlines()[-1]} (see --chdb-python)")
     return run_job([python, *CHILD], bench, encoding, samples, how="engine", sketch=sketch, encoding=encoding)
