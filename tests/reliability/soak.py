@@ -19,6 +19,7 @@ from tests.reliability.world import Process, World, check_rows, finish, starts_o
 SPEED = 60
 """Seconds of event time in one of wall time."""
 FAULT_S = (3.0, 6.0)
+LIVE_FAULT_S = (20.0, 60.0)
 FIRST_FAULTS = ("kill windows", "kill sender", "kill clickhouse", "pause broker")
 LATER_FAULTS = ("pause clickhouse", "kill sender", "pause broker", "pause windows")
 """In turns. What is watched is killed in the first third only: then it is to have the time to grow."""
@@ -42,17 +43,33 @@ MOST_FDS_AN_HOUR = 5.0
     long=4320,
 )
 def soak(run: Run) -> Result:
+    # Event time ends at about now; wall time is to close none of its windows.
+    start_us = starts_on_window(now_us() - run.size * 60 * S)
+    # The sender begins at once: it waits from `now` on, not from the first sample's time.
+    traffic = Traffic(run.seed, start_us, run.size * 60, samples=10, ahead_us=start_us - now_us(), speed=SPEED)
+    return _soak(run, traffic, FAULT_S, TAILRACE_WINDOWS__IDLE_S="600")
+
+
+@attack(
+    name="soak_live",
+    promise="Nothing grows with time: not memory, not open files, not the recovery directory; and every row is exact.",
+    what=f"In real time, to be left running (`--size` minutes, a day in the long form), 1,200 samples a second, with a "
+    f"fault (kill -9, SIGSTOP for 1 to 2 s) every {LIVE_FAULT_S[0]:g} to {LIVE_FAULT_S[1]:g} s; watched as in `soak`.",
+    unit="minutes",
+    short=3,
+    long=1440,
+)
+def soak_live(run: Run) -> Result:
+    traffic = Traffic(run.seed, starts_on_window(now_us()) + 10 * S, run.size * 60, samples=600)
+    return _soak(run, traffic, LIVE_FAULT_S)
+
+
+def _soak(run: Run, traffic: Traffic, fault_s: tuple[float, float], **environment: str) -> Result:
     if missing := why_no_kafka():
         return Result(skipped=missing)
     rng = random.Random(run.seed)
-    # Event time ends at about now; wall time is to close none of its windows.
-    with World.of(run.directory, "soak", TAILRACE_WINDOWS__IDLE_S="600") as world:
+    with World.of(run.directory, "soak", **environment) as world:
         flow = world.add_flow("windows", "windows")
-        seconds = run.size * 60
-        start_us = starts_on_window(now_us() - seconds * S)
-        # The sender begins at once: it waits from `now` on, not from the first sample's time.
-        ahead_us = start_us - now_us()
-        traffic = Traffic(run.seed, start_us, seconds, samples=10, ahead_us=ahead_us, speed=SPEED)
         world.add_traffic(traffic)
         watched = {name: Watched(world.parts[name]) for name in ("windows", "broker", "clickhouse")}
         sizes = _Sizes(run.directory)
@@ -60,9 +77,9 @@ def soak(run: Run) -> Result:
         began_s = monotonic_s()
         with watching(*watched.values()), watching(sizes, every_s=2):
             world.until(lambda: world.bench.counters().get("samples"), "samples are counted")
-            while not world.parts["sender"].done and monotonic_s() - began_s < seconds / SPEED:
-                threading.Event().wait(rng.uniform(*FAULT_S))
-                kinds = FIRST_FAULTS if world.confirmed() < seconds / 3 else LATER_FAULTS
+            while not world.parts["sender"].done and monotonic_s() - began_s < traffic.seconds / traffic.speed:
+                threading.Event().wait(rng.uniform(*fault_s))
+                kinds = FIRST_FAULTS if world.confirmed() < traffic.seconds / 3 else LATER_FAULTS
                 how, _, name = kinds[sum(done.values()) % len(kinds)].partition(" ")
                 if _fault(world.parts[name], how, rng):
                     done[f"{how} {name}"] += 1
