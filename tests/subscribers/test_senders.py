@@ -222,6 +222,7 @@ def test_apprise_gets_title_text_and_kind(hook: Hook) -> None:
     assert EXAMPLE.id in body["message"]
     assert body["type"] == "failure"
     hook.answer = lambda _path: (500, {}, b"")
+    logging.getLogger("apprise").disabled = True  # as fileConfig leaves it
     with pytest.raises(SendError, match=r"JSON") as caught:
         send(receiver(apprise={"url": f"json://{where}/x"}), [EXAMPLE])
     assert caught.value.retry

@@ -176,12 +176,11 @@ def _digest_id(notifications: Sequence[Notification]) -> str:
 # -- everything else -----------------------------------------------------------------------------------
 
 
-# Apprise gives its reasons through its logger only: they are to come whatever is logged, and are told once, by us.
-logging.getLogger("apprise").setLevel(logging.WARNING)
-logging.getLogger("apprise").propagate = False
-
-
 def _apprise(target: AppriseTarget, rendered: Rendered, notifications: Sequence[Notification]) -> None:
+    # It gives its reasons through its logger only: they are to come whatever was done to logging; we tell them.
+    logger = logging.getLogger("apprise")
+    logger.disabled = logger.propagate = False
+    logger.setLevel(logging.WARNING)
     # Nothing of it goes to disk, and emoji names in labels stay what they are.
     asset = apprise.AppriseAsset(storage_mode="memory", interpret_emojis=False, app_id="Tailrace", app_desc="Tailrace")
     sender = apprise.Apprise(asset=asset)
