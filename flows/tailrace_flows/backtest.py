@@ -18,7 +18,7 @@ from tailrace_schemas.config.anomaly import ANOMALY_FLAGS, ANOMALY_SCORE
 from tailrace_schemas.rows import WindowRows
 from tailrace_schemas.samples import Series
 
-from tailrace_flows.core.alerting.evaluator import GAP_US, Evaluator
+from tailrace_flows.core.alerting.evaluator import Evaluator
 from tailrace_flows.core.alerting.store import STEP_US, Keep
 from tailrace_flows.core.alerting.units import AnomalyUnit, plan
 from tailrace_flows.core.chunk import UNKNOWN_US
@@ -31,6 +31,8 @@ from tailrace_flows.core.window import Window
 __all__ = ["Backtest", "Samples", "Step", "windows_of"]
 
 PARTS: Final = ("rules", "slo", "health", "anomaly")
+STRIDE_US: Final = 600_000_000
+"""How far is judged at once."""
 SILENCE_US: Final = 24 * 3600 * 1_000_000
 """For so long, as rules look back, a stretch without a row is judged step by step; the rest of it once, at its end."""
 STRETCH_US: Final = 3600 * 1_000_000
@@ -170,8 +172,8 @@ class Backtest:
         self._evaluator = Evaluator(None, partial(plan, PARTS), config, UNKNOWN_US, live=False)
         self._judged_us: int | None = None
         self._detects = any(isinstance(unit, AnomalyUnit) for unit in self._evaluator.units.values())
-        self._stride_us = STEP_US if self._detects else GAP_US
-        """How far is judged at once; what a detector finds must be there for the next step."""
+        self._stride_us = STEP_US if self._detects else STRIDE_US
+        """What a detector finds must be there for the next step."""
 
     @property
     def keep(self) -> dict[str, Keep]:
@@ -195,7 +197,7 @@ class Backtest:
         step_until_us = min(first_us, self._judged_us + SILENCE_US)
         while step_until_us - self._judged_us > self._stride_us:
             yield from self._advance(rows.slice(0, 0), self._judged_us + self._stride_us)
-        if first_us - self._judged_us > GAP_US:
+        if first_us - self._judged_us > STRIDE_US:
             yield from self._advance(rows.slice(0, 0), first_us - STEP_US)
         at = 0
         until_us = first_us
@@ -205,7 +207,7 @@ class Backtest:
             at, until_us = end, min(until_us + self._stride_us, last_us)
 
     def _advance(self, rows: Any, until_us: int) -> list[Step]:
-        """Takes rows, and judges every step up to that time; at most GAP_US further than before, or it is one step."""
+        """Takes rows, and judges every step up to that time; at most STRIDE_US further than before, or it is one step."""
         self._judged_us = until_us
         block = WindowRows("", "", STEP_US // 1_000_000, until_us, rows)
         found = self._evaluator.on_rows(block, until_us)

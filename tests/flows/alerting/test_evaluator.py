@@ -229,12 +229,26 @@ def test_what_is_said_before_anybody_was_heard_is_judged_although_the_flow_was_d
     assert world.told() == [("active", WALL_US // S + 20), ("resolved", WALL_US // S + 30)]
 
 
-def test_a_gap_is_judged_once_at_its_end() -> None:
+def late(until_s: int, values: Mapping[int, float]) -> WindowRows:
+    """All windows from 30 s on in one message, as they come of flows that were away; 0.5 where nothing else is said."""
+    rows = [Row("web", CPU, end_s, (values.get(end_s, 0.5),)) for end_s in range(30, until_s + 1, 10)]
+    return WindowRows("web", "", 10, until_s * S, batch_of(rows))
+
+
+def test_after_an_hour_without_rows_every_window_of_it_is_judged() -> None:
     world = World()
-    world.rows(history([0.95, 0.95]))
-    world.rows([block(5000, 0.95), block(5010, 0.95)])
+    world.rows(history([0.5, 0.5]))
+    world.rows([late(3620, {1800: 0.95, 1810: 0.95})])
+    assert world.told() == [("active", 1810), ("resolved", 1820)]
+
+
+def test_what_lies_more_than_an_hour_behind_is_passed_over() -> None:
+    world = World()
+    world.rows(history([0.5, 0.5]))
+    world.rows([late(9000, {1800: 0.95, 1810: 0.95, 5400: 0.95, 5410: 0.95, 5420: 0.95})])
     world.found(world.evaluator.on_time(world.now_us + 10 * S))
-    assert world.counts["rule_evaluations"] == 4
+    assert world.told() == [("active", 5420), ("resolved", 5430)]
+    assert world.counts["rule_evaluations"] == 2 + 360
 
 
 def test_who_begins_anew_judges_every_window_of_all_services_whichever_are_read_first() -> None:

@@ -28,10 +28,8 @@ __all__ = ["DELAY", "EVALUATORS", "Evaluator", "Findings", "Plan", "Unit"]
 
 EVALUATORS: Final = 8
 """Keys that units are spread over. Fixed: changing it would orphan the state of every running flow."""
-GAP_US: Final = 600_000_000
-"""When evaluation is further behind, what lies between is judged once, at its end."""
 BACKLOG_US: Final = 3600 * 1_000_000
-"""Of what there is when it begins anew so much is judged, step by step."""
+"""So much is judged step by step when evaluation is behind, or begins anew; what lies before that is passed over."""
 LATENESS_US: Final = 60_000_000
 """Rows are kept so much longer than looked back at: a revised row must find the one it replaces."""
 COUNTERS_US: Final = 2_000_000
@@ -306,18 +304,15 @@ class Evaluator:
     # --------------------------------------------------------------------------------------------------
 
     def _due(self, now_us: int) -> range:
-        """The multiples of a step that can be judged now; after a gap only its end."""
-        anew = self._clock.reached_us is None
+        """The multiples of a step that can be judged now."""
         reached_us = self._clock.advance(now_us)
         if reached_us is None or not self._slots:
             return range(0)
         last_us = reached_us - reached_us % STEP_US
-        if anew and self._judged_us is not None:
-            self._judged_us = max(self._judged_us, last_us - BACKLOG_US)
-            return range(self._judged_us - self._judged_us % STEP_US + STEP_US, last_us + 1, STEP_US)
-        if self._judged_us is None or last_us - self._judged_us > GAP_US:
-            return range(last_us, last_us + (self._judged_us is None or last_us > self._judged_us))
-        return range(self._judged_us - self._judged_us % STEP_US + STEP_US, last_us + 1, STEP_US)
+        if self._judged_us is None:
+            return range(last_us, last_us + 1)
+        judged_us = max(self._judged_us, last_us - BACKLOG_US)
+        return range(judged_us - judged_us % STEP_US + STEP_US, last_us + 1, STEP_US)
 
     def _configure(
         self, config: Mapping[str, ConfigModel], kept: Mapping[str, tuple[Any, set[tuple[str, int]]]] = _NOTHING
