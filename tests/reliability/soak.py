@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import threading
+from bisect import bisect_right
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -13,15 +14,29 @@ from tailrace_schemas.clock import monotonic_s, now_us
 
 from tests.reliability.attack import Figure, Plot, Result, Run, attack
 from tests.reliability.store import Watched, watching
-from tests.reliability.traffic import S, Traffic
-from tests.reliability.world import Process, World, check_rows, finish, starts_on_window, why_no_kafka
+from tests.reliability.traffic import CONFIG, S, Traffic
+from tests.reliability.world import (
+    Broker,
+    Process,
+    World,
+    alert_events,
+    check_alerts,
+    check_objective,
+    check_rows,
+    configure,
+    finish,
+    starts_on_window,
+    told,
+    why_no_kafka,
+)
 
 SPEED = 60
 """Seconds of event time in one of wall time."""
+AHEAD_US = 40 * S
 FAULT_S = (3.0, 6.0)
 LIVE_FAULT_S = (20.0, 60.0)
-FIRST_FAULTS = ("kill windows", "kill sender", "kill clickhouse", "pause broker")
-LATER_FAULTS = ("pause clickhouse", "kill sender", "pause broker", "pause windows")
+FIRST_FAULTS = ("kill windows", "kill sender", "kill clickhouse", "pause broker", "kill alerts")
+LATER_FAULTS = ("pause clickhouse", "kill sender", "pause broker", "pause windows", "pause alerts")
 """In turns. What is watched is killed in the first third only: then it is to have the time to grow."""
 WARM_UP = 1 / 2
 """Of the time: slopes are those of what follows."""
@@ -32,23 +47,35 @@ MOST_MB_AN_HOUR = 20.0
 MOST_BROKER_MB = 800.0
 """A JVM fills the heap that it is given, 512 MB, before it looks for what is free: its slope says nothing."""
 MOST_FDS_AN_HOUR = 5.0
+PERIOD_S = 86400
+"""Of the objective: the shortest, so that budgets are spent and come back within the soak."""
+KEPT_S = 300
+"""After so long rows of 10 s are deleted, as soon as all of their day's are as old."""
+AGEING = (
+    f"TTL stored_at + INTERVAL {KEPT_S} SECOND",
+    "SETTING merge_with_ttl_timeout = 60, old_parts_lifetime = 60",
+)
+MOST_GROWTH = 1.3
+"""What they take on disk, at most, in the last third of the time, by what they took before; it is 1.5 if nothing is
+deleted."""
 
 
 @attack(
     name="soak",
     promise="Nothing grows with time: not memory, not open files, not the recovery directory; and every row is exact.",
     what=f"Event time runs {SPEED} times as fast as the clock, so that 72 h take 72 minutes, with a fault (kill -9, "
-    f"SIGSTOP for 1 to 2 s) every {FAULT_S[0]:g} to {FAULT_S[1]:g} s; memory, open files and sizes are watched.",
+    f"SIGSTOP for 1 to 2 s) every {FAULT_S[0]:g} to {FAULT_S[1]:g} s: windows, alerts, an objective with a period of a "
+    f"day, and rows of 10 s that are deleted after {KEPT_S // 60} minutes; memory, open files and sizes are watched.",
     unit="minutes of event time",
     short=30,
     long=4320,
 )
 def soak(run: Run) -> Result:
-    # Event time ends at about now; wall time is to close none of its windows.
-    start_us = starts_on_window(now_us() - run.size * 60 * S)
-    # The sender begins at once: it waits from `now` on, not from the first sample's time.
-    traffic = Traffic(run.seed, start_us, run.size * 60, samples=10, ahead_us=start_us - now_us(), speed=SPEED)
-    return _soak(run, traffic, FAULT_S, TAILRACE_WINDOWS__IDLE_S="600")
+    # Event time runs ahead of the clock: no window is closed by the clock, and none is before an objective's past ends.
+    start_us = starts_on_window(now_us() + AHEAD_US)
+    traffic = Traffic(run.seed, start_us, run.size * 60, samples=10, ahead_us=AHEAD_US, speed=SPEED)
+    broker = Broker(run.directory / "kafka", {"log.message.timestamp.after.max.ms": str(run.size * 60_000)})
+    return _soak(run, traffic, FAULT_S, broker)
 
 
 @attack(
@@ -62,18 +89,23 @@ def soak(run: Run) -> Result:
 )
 def soak_live(run: Run) -> Result:
     traffic = Traffic(run.seed, starts_on_window(now_us()) + 10 * S, run.size * 60, samples=600)
-    return _soak(run, traffic, LIVE_FAULT_S)
+    return _soak(run, traffic, LIVE_FAULT_S, Broker(run.directory / "kafka"))
 
 
-def _soak(run: Run, traffic: Traffic, fault_s: tuple[float, float], **environment: str) -> Result:
+def _soak(run: Run, traffic: Traffic, fault_s: tuple[float, float], broker: Broker) -> Result:
     if missing := why_no_kafka():
         return Result(skipped=missing)
     rng = random.Random(run.seed)
-    with World.of(run.directory, "soak", **environment) as world:
-        flow = world.add_flow("windows", "windows")
+    with World.of(run.directory, "soak", brokers=[broker]) as world:
+        b = world.bench
+        for change in AGEING:
+            b.clickhouse.command(f"ALTER TABLE rows_10s MODIFY {change}")
+        configure(b, CONFIG.replace("period: 30d", f"period: {PERIOD_S // 86400}d"))
+        world.add_flow("windows", "windows")
+        world.add_flow("alerts", "alerts,slo,health")
         world.add_traffic(traffic)
-        watched = {name: Watched(world.parts[name]) for name in ("windows", "broker", "clickhouse")}
-        sizes = _Sizes(run.directory)
+        watched = {name: Watched(world.parts[name]) for name in ("windows", "alerts", "broker", "clickhouse")}
+        sizes = _Sizes(world)
         done: Counter[str] = Counter()
         began_s = monotonic_s()
         with watching(*watched.values()), watching(sizes, every_s=2):
@@ -88,8 +120,14 @@ def _soak(run: Run, traffic: Traffic, fault_s: tuple[float, float], **environmen
                         run.say(f"{sum(done.values())} faults, {world.confirmed() // 60} of {run.size} minutes sent")
             made = finish(world, traffic)
         took_s = monotonic_s() - began_s
-        rows = check_rows(world.bench, made)
-        assert flow.code == 0
+        b.clickhouse.command("SYSTEM STOP TTL MERGES rows_10s")
+        aged_us = traffic.start_us + sizes.sent_before(KEPT_S) * S
+        world.until(lambda: len(told(alert_events(b)[0])) >= len(traffic.events()), "all alerts are told")
+        assert world.parts["alerts"].stop() == 0, world.tails()
+        rows = check_rows(b, made, aged_before_us=aged_us)
+        events, again = check_alerts(b, traffic)
+        statuses = check_objective(b, made, period_s=PERIOD_S)
+        minutes = b.clickhouse.command("SELECT count() FROM windows_1m")
     slopes: dict[str, float] = {}
     most: dict[str, float] = {}
     for name, one in watched.items():
@@ -105,19 +143,27 @@ def _soak(run: Run, traffic: Traffic, fault_s: tuple[float, float], **environmen
         for what, slope in slopes.items()
         if slope > (MOST_FDS_AN_HOUR if "files" in what else MOST_MB_AN_HOUR) and what != "memory of broker: MB an hour"
     ]
+    growth = _growth(sizes.mb["rows of 10 s"])
+    if slopes and growth > MOST_GROWTH:
+        failures.append(run.failure(f"disk of rows of 10 s: {growth:.2f} times what they took before"))
     if watched["broker"].most_mb() > MOST_BROKER_MB:
         failures.append(run.failure(f"memory of the broker: {watched['broker'].most_mb():.0f} MB"))
     figures: dict[str, Figure] = {
-        **dict(sorted(done.items())), "samples": made.counters["samples"], "rows equal to the oracle": rows,
+        **dict(sorted(done.items())), "samples": made.counters["samples"],
+        "rows of a minute equal to the oracle": minutes, "rows of 10 s that were left, equal to it": rows,
+        "alert events equal to the oracle": events, "alert events told again, same id": again,
+        "objective statuses equal to the oracle": statuses,
         "wall time, s": took_s, "slopes": "below" if slopes else f"not judged in less than {JUDGED_S:g} s",
         **slopes, **most, "recovery directory: most, MB": max(sizes.mb["recovery"]),
         "database: most, MB": max(sizes.mb["clickhouse"]),
+        "rows of 10 s: most, MB": max(sizes.mb["rows of 10 s"]),
+        "rows of 10 s: most in the last third, by what they took before": growth,
     }  # fmt: skip
     plots = [
         *(one.plot(name) for name, one in watched.items()),
         *(Plot(f"size of {name}", "s", "MB", sizes.at_s, mb) for name, mb in sizes.mb.items()),
         *(Plot(f"open files of {name}", "s", "files", watched[name].at_s, [float(count) for count in watched[name].fds])
-          for name in ("windows", "clickhouse")),
+          for name in ("windows", "alerts", "clickhouse")),
         Plot("threads of clickhouse", "s", "threads", watched["clickhouse"].at_s,
              [float(count) for count in watched["clickhouse"].threads]),
     ]  # fmt: skip
@@ -137,18 +183,28 @@ def _fault(part: Process, how: str, rng: random.Random) -> bool:
 
 
 class _Sizes:
-    """What lies on disk."""
+    """What lies on disk, and how much was sent by then."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, world: World) -> None:
+        self._world = world
+        directory = world.bench.directory
+        self._places = {"recovery": directory / "recovery", "clickhouse": directory / "clickhouse"}
+        (self._places["rows of 10 s"],) = (directory / "clickhouse" / "data").glob("*/rows_10s")
         self._began_s = monotonic_s()
+        self._sent: list[int] = []
         self.at_s: list[float] = []
-        self.mb: dict[str, list[float]] = {"recovery": [], "clickhouse": []}
+        self.mb: dict[str, list[float]] = {name: [] for name in self._places}
 
     def look(self) -> None:
         self.at_s.append(monotonic_s() - self._began_s)
-        for name, found in self.mb.items():
-            found.append(_size(self._directory / name) / 2**20)
+        self._sent.append(self._world.confirmed())
+        for name, place in self._places.items():
+            self.mb[name].append(_size(place) / 2**20)
+
+    def sent_before(self, ago_s: float) -> int:
+        """Seconds of the traffic that Kafka had confirmed so long ago: what came later was stored later."""
+        looked = bisect_right(self.at_s, monotonic_s() - self._began_s - ago_s)
+        return self._sent[looked] if looked < len(self._sent) else self._sent[-1]
 
 
 def _size(directory: Path) -> int:
@@ -167,3 +223,9 @@ def _slope(at_s: list[float], values: list[float] | list[int]) -> float:
     if len(at_s) - first < 3:
         return 0.0
     return float(np.polyfit(np.array(at_s[first:]) / 3600, np.array(values[first:], dtype=float), 1)[0])
+
+
+def _growth(sizes: list[float]) -> float:
+    """The most of the last third, by the most before it."""
+    third = len(sizes) * 2 // 3
+    return max(sizes[third:]) / max(sizes[:third])
