@@ -207,7 +207,7 @@ class Backtest:
             at, until_us = end, min(until_us + self._stride_us, last_us)
 
     def _advance(self, rows: Any, until_us: int) -> list[Step]:
-        """Takes rows, and judges every step up to that time; at most STRIDE_US further than before, or it is one step."""
+        """Takes rows, and judges every step up to that time: of the last hour, where that is further."""
         self._judged_us = until_us
         block = WindowRows("", "", STEP_US // 1_000_000, until_us, rows)
         found = self._evaluator.on_rows(block, until_us)
