@@ -34,7 +34,7 @@ PARTS: Final = ("rules", "slo", "health", "anomaly")
 STRIDE_US: Final = 600_000_000
 """How far is judged at once."""
 SILENCE_US: Final = 24 * 3600 * 1_000_000
-"""For so long, as rules look back, a stretch without a row is judged step by step; the rest of it once, at its end."""
+"""For so long, as rules look back, a stretch without a row is judged step by step; of the rest its last hour."""
 STRETCH_US: Final = 3600 * 1_000_000
 """So much time is windowed at once."""
 STRETCH_SAMPLES: Final = 1_000_000
