@@ -20,6 +20,9 @@ PACKAGES = (
     "bytewax", "confluent-kafka", "numpy", "pyarrow", "fastavro", "chdb", "clickhouse-connect", "ddsketch", "pathway",
     "quixstreams",
 )  # fmt: skip
+RESULTS = ("benchmarks/history.jsonl", "tests/reliability/results.json", "docs/reliability-report.*")
+CHANGES = ("status", "--porcelain", "-uno", "--", ":(top)", *(f":(top,exclude){name}" for name in RESULTS))
+"""Asks git what differs from the commit, but for results of runs before."""
 
 
 def say(text: str) -> None:
@@ -31,7 +34,7 @@ def environment() -> dict[str, Any]:
     """Machine, versions, commit and time of a run."""
     return {
         "time": datetime.fromtimestamp(clock.now_us() // 1_000_000, UTC).isoformat(),
-        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else ""),
+        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git(*CHANGES) else ""),
         "machine": f"{_cpu()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
