@@ -257,7 +257,9 @@ class World:
         except kafka.KafkaServerError:
             self.ended[part.name] += 1  # and again
 
-    def until(self, attempt: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S) -> Any:
+    def until(
+        self, attempt: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S, *, every_s: float = 0.5
+    ) -> Any:
         """The first true answer; an error of Kafka or ClickHouse, which may be away, is none."""
         deadline_s = monotonic_s() + timeout_s
         said = ""
@@ -269,7 +271,7 @@ class World:
                 said = str(error)[:300]
             if monotonic_s() > deadline_s:
                 raise AssertionError(f"{what}: not within {timeout_s:g} s. {said}\n{self.tails()}")
-            self._closing.wait(0.5)
+            self._closing.wait(every_s)
 
     def tails(self, lines: int = 6) -> str:
         """The ends of all logs."""
