@@ -220,6 +220,38 @@ def test_kills_change_no_event(embedded_broker: str, clickhouse_url: str, tmp_pa
         assert [one for (one,) in stored] == [one.id for one in events(b)]
 
 
+@pytest.mark.kafka
+def test_a_kill_between_an_event_and_the_end_of_its_epoch_changes_no_event(
+    kafka: str, clickhouse_url: str, tmp_path: Path
+) -> None:
+    """ClickHouse hangs: the event is on the topic, and the epoch that it was made in does not end."""
+    with proxy_to(clickhouse_url) as proxy, bench(kafka, clickhouse_url, tmp_path, "alert_undone", "snapshot") as b:
+        put_in_force(b, CONFIG.replace("for: 20s", "for: 10s"))
+        host = Host(b, (now_us() // (10 * S) - 12) * 10 * S)
+        expected = []
+
+        def stored() -> list[str]:
+            rows = b.clickhouse.query("SELECT event_id FROM alert_events ORDER BY alert_id, sequence").result_rows
+            return [one for (one,) in rows]
+
+        with flows(b, "windows"):
+            host.busy(0.5, 20)
+            for transition, after_s, value in [("active", 20, 0.95), ("resolved", 10, 0.5)]:
+                flow = b.start_flow("alerts", TAILRACE_CLICKHOUSE__URL=proxy.url)
+                eventually(lambda: stored() == [one.id for one in events(b)], 90)
+                proxy.mode = Mode.HANG
+                expected.append((transition, host.at_us // S + after_s, "one"))
+                host.busy(value, 30)
+                eventually(lambda: len(events(b)) == len(expected), 60)
+                assert len(stored()) == len(expected) - 1
+                flow.process.kill()
+                flow.stop()
+                proxy.mode = Mode.PASS
+        with flows(b, "alerts"):
+            eventually(lambda: stored() == [one.id for one in events(b)], 90)
+        assert sorted((told(one) for one in events(b)), key=lambda one: one[1]) == expected
+
+
 @pytest.mark.parametrize("mode", [Mode.REFUSE, Mode.HANG])
 def test_alerts_go_out_while_clickhouse_is_away_and_it_has_all_of_it_afterwards(
     embedded_broker: str, clickhouse_url: str, tmp_path: Path, mode: Mode
