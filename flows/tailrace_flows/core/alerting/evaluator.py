@@ -30,6 +30,8 @@ EVALUATORS: Final = 8
 """Keys that units are spread over. Fixed: changing it would orphan the state of every running flow."""
 BACKLOG_US: Final = 3600 * 1_000_000
 """So much is judged step by step when evaluation is behind, or begins anew; what lies before that is passed over."""
+AT_ONCE: Final = 60
+"""Steps that are worked out together. With 1,000 rules over 10,000 series an hour at once takes ten times as long."""
 LATENESS_US: Final = 60_000_000
 """Rows are kept so much longer than looked back at: a revised row must find the one it replaces."""
 COUNTERS_US: Final = 2_000_000
@@ -274,18 +276,18 @@ class Evaluator:
             for t_us in due:
                 if t_us >= self._delays_from_us:
                     self._store.add("", _delay_row(t_us, behind_us / 1e6))
-        for t_us in due:
-            for slot in self._slots.values():
-                if t_us % slot.unit.interval_us:
-                    continue
-                found = slot.unit.judge(Moment(self._store, t_us, due[-1], slot.take(t_us), self._count))
-                events += found.events
-                blocks += found.blocks
-                for table, more in found.rows.items():
-                    rows.setdefault(table, []).extend(more)
-            self._judged_us = t_us
-        if due:
-            self._store.forget(due[-1])
+        for part in (due[first : first + AT_ONCE] for first in range(0, len(due), AT_ONCE)):
+            for t_us in part:
+                for slot in self._slots.values():
+                    if t_us % slot.unit.interval_us:
+                        continue
+                    found = slot.unit.judge(Moment(self._store, t_us, part[-1], slot.take(t_us), self._count))
+                    events += found.events
+                    blocks += found.blocks
+                    for table, more in found.rows.items():
+                        rows.setdefault(table, []).extend(more)
+                self._judged_us = t_us
+            self._store.forget(part[-1])
         return self._answer(events, rows, now_us)._replace(blocks=blocks)
 
     def next_us(self, now_us: int) -> int:
