@@ -28,7 +28,7 @@ from tailrace_flows.core.alerting.evaluator import EVALUATORS, Evaluator, Findin
 from tailrace_flows.core.alerting.responder import Responder, Response
 from tailrace_flows.core.alerting.told import Told, told_of
 from tailrace_flows.core.alerting.units import plan
-from tailrace_flows.core.feed import TopicFeed
+from tailrace_flows.core.feed import Reading, TopicFeed
 from tailrace_flows.core.shard import Output
 from tailrace_flows.outputs import AggregatesSink, DeadLettersSink, EventsSink, FindingsSink, NotificationsSink
 from tailrace_flows.settings import Settings
@@ -46,7 +46,7 @@ TOLD_MARGIN_S = 60
 KINDS = {"rules": "rule_group", "slo": "slo", "health": "health"}
 """Part -> the kind of its units."""
 
-Judged = WindowRows | ConfigChange | Command
+Judged = WindowRows | Reading | ConfigChange | Command
 """What an evaluator takes."""
 Heard = AlertEvent | ConfigChange | Command
 """What the responder takes."""
@@ -79,6 +79,8 @@ class _Evaluate(StatefulBatchLogic[tuple[int, Judged], Findings, bytes]):
             now_us = host_clock.now_us()
             if isinstance(value, WindowRows):
                 found.append(self._evaluator.on_rows(value, now_us))
+            elif isinstance(value, Reading):
+                found.append(self._evaluator.on_reading(value.time_us, now_us))
             elif isinstance(value, ConfigChange):
                 found.append(self._evaluator.on_change(value.key, value.model, now_us))
                 self._past.prime(self._evaluator.units)
@@ -179,15 +181,18 @@ def add_alerts(dataflow: Dataflow, adapters: Adapters, parts: Collection[str]) -
         found = next(every for at_us, every in known.items() if at_us <= since_us)
         return [one for one in found if one.unit.partition("/")[0] in kinds]
 
-    def read(name: str, topic: str, decode: Callable[[bytes | None, bytes], Any], *, anew: bool = False) -> Any:
-        """The items of a topic, and its dead letters; `anew`: always from its start."""
+    def read(
+        name: str, topic: str, decode: Callable[[bytes | None, bytes], Any], *, anew: bool = False,
+        marks_silence: bool = False,
+    ) -> Any:  # fmt: skip
+        """The items of a topic, and its dead letters; `anew`: always from its start; `marks_silence`: as of a feed."""
         since_us = 0 if anew else host_clock.now_us() - LOOKBACK_S * 1_000_000
 
         def build(place: Place, state: bytes | None) -> TopicFeed[Any]:
             start = place.low if anew else place.recent
             return TopicFeed(
                 place.number, place.topic, decode, cluster_id=place.cluster_id, start=start,
-                state=None if anew else state, since_us=since_us,
+                state=None if anew else state, since_us=since_us, marks_silence=marks_silence,
             )  # fmt: skip
 
         group = f"{adapters.settings.kafka.topic_prefix}-{dataflow.flow_id.removeprefix('tailrace_')}"
@@ -203,7 +208,7 @@ def add_alerts(dataflow: Dataflow, adapters: Adapters, parts: Collection[str]) -
     all_letters = [letters, more]
     found = []
     if judged := [part for part in parts if part != "response"]:
-        rows, more = read("rows", topics.aggregates, lambda _, value: decode_window_rows(value))
+        rows, more = read("rows", topics.aggregates, lambda _, value: decode_window_rows(value), marks_silence=True)
         all_letters.append(more)
         every = op.flat_map("every_evaluator", op.merge("judged", rows, changes, commands), _for_every_evaluator)
         findings = op.stateful_batch(

@@ -47,6 +47,8 @@ IDLE_POLL = timedelta(milliseconds=10)
 COUNTERS_US = 2_000_000
 METADATA_TIMEOUT_S = 30.0
 ENDS_TIMEOUT_S = 5.0
+LEADERS_MS = 4_000
+"""For so long it is believed which broker leads a partition, by who asks for its end."""
 _UNREADABLE = (KafkaError._BAD_COMPRESSION, KafkaError._BAD_MSG)
 """A batch unfolds to more than librdkafka takes (`receive.message.max.bytes`, of zstd alone), or is damaged."""
 ORIGIN_US = 2_000_000
@@ -251,7 +253,12 @@ class _Ends:
     """
 
     def __init__(self, client: dict[str, Any], topic: str) -> None:
-        self._client = {"logger": logging.getLogger("tailrace.librdkafka"), **client}
+        self._client = {
+            "logger": logging.getLogger("tailrace.librdkafka"),
+            # Or it asks with the leader epoch of before a broker restarted, and is refused, for 15 minutes.
+            "metadata.max.age.ms": LEADERS_MS,
+            **client,
+        }
         self._topic = topic
         self._admin: AdminClient | None = None
         self._wanted: set[int] = set()
@@ -272,8 +279,9 @@ class _Ends:
             if not all(one.done() for one in self._asked.values()):
                 return
             for place, one in self._asked.items():
-                if one.exception() is None:
-                    self._known[place.partition] = one.result().offset, self._asked_us
+                # Where a broker that hangs gave no answer in time, the offset is negative.
+                if one.exception() is None and (end := one.result().offset) >= 0:
+                    self._known[place.partition] = end, self._asked_us
             self._asked = {}
         if now_us >= self._next_us:
             self._asked_us, self._next_us = now_us, now_us + MARK_EVERY_US

@@ -2,10 +2,12 @@
 
 import threading
 from array import array
+from pathlib import Path
 from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
 from tailrace_flows import host_clock
 from tailrace_flows import source as source_module
 from tailrace_flows.adapters import Adapters
@@ -15,6 +17,9 @@ from tailrace_flows.core.partition import MARK_EVERY_US
 from tailrace_flows.settings import KafkaSettings, Settings
 from tailrace_flows.source import sample_source
 from tailrace_flows.topic_reader import read_topic
+from tailrace_infra.kafka import start as start_kafka
+from tailrace_infra.kafka import stop as stop_kafka
+from tailrace_infra.ports import free_port
 from tailrace_infra.topics import ensure_topics
 from tailrace_schemas.clock import now_us
 from tailrace_schemas.samples import Series, encode_batch, encode_series_table
@@ -84,8 +89,11 @@ def test_a_partition_read_to_its_end_by_one_poll_is_known_to_be_at_its_end(embed
 
 
 @pytest.mark.parametrize("mode", [Mode.REFUSE, Mode.HANG])
-def test_nobody_is_silent_while_the_broker_cannot_be_reached(embedded_broker: str, mode: Mode) -> None:
+def test_nobody_is_silent_while_the_broker_cannot_be_reached(
+    embedded_broker: str, mode: Mode, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What producers have sent meanwhile is read before any window is closed by wall time."""
+    monkeypatch.setattr(source_module, "ENDS_TIMEOUT_S", 1.0)
     direct = {"bootstrap.servers": embedded_broker, "log_level": 0}
     topic = f"cut-{mode.value}"
     send(direct, topic, 1)
@@ -113,6 +121,33 @@ def test_nobody_is_silent_while_the_broker_cannot_be_reached(embedded_broker: st
         finally:
             proxy.mode = Mode.PASS  # or closing waits for the broker
             reader.close()
+
+
+@pytest.mark.kafka
+def test_who_is_silent_is_known_again_after_a_broker_restarted(tmp_path: Path) -> None:
+    """Partitions have another leader epoch then."""
+    client = {"bootstrap.servers": start_kafka(tmp_path, port := free_port()).bootstrap_servers, "log_level": 0}
+    source = sample_source(client, "samples", "group", WindowConfig(idle_s=0.1), hold=False, stop=threading.Event())
+    try:
+        admin = AdminClient(client)
+        admin.create_topics([NewTopic("samples", 1, 1)])["samples"].result()
+        reader = source.build_part("samples", "00000", None)
+
+        def marked() -> bool:
+            return any(isinstance(item, tuple) and isinstance(item[-1], Mark) for item in reader.next_batch())
+
+        try:
+            for sequence in range(2):
+                send(client, "samples", 1, sequence)
+                read(reader, 1)
+                assert eventually(marked, 30)
+                if sequence == 0:
+                    stop_kafka(tmp_path)
+                    start_kafka(tmp_path, port)
+        finally:
+            reader.close()
+    finally:
+        stop_kafka(tmp_path)
 
 
 def test_offsets_of_a_topic_that_is_gone_are_not_committed_to_the_new_one(embedded_broker: str) -> None:

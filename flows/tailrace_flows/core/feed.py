@@ -12,7 +12,7 @@ from tailrace_schemas.deadletter import MAX_PAYLOAD_BYTES, DeadLetter
 from tailrace_flows.core.counters import Count, Counters
 from tailrace_flows.core.sealed import seal, unseal
 
-__all__ = ["UNREADABLE", "Feed", "PoisonedError", "Record", "TopicFeed", "is_elsewhere"]
+__all__ = ["UNREADABLE", "Feed", "PoisonedError", "Reading", "Record", "TopicFeed", "is_elsewhere"]
 
 Item = TypeVar("Item")
 ItemOut = TypeVar("ItemOut", covariant=True)
@@ -21,6 +21,7 @@ UNREADABLE: Final = "unreadable"
 """Why a record is a dead letter; its `detail` says more."""
 MAX_INVALID_RUN: Final = 1_000
 """So many unreadable records in a row stop the flow: that is no longer bad input, but the wrong topic."""
+READING_EVERY_US: Final = 2_000_000
 STATE_VERSION: Final = 1
 
 
@@ -35,6 +36,12 @@ class Record(NamedTuple):
     time_us: int
     value: bytes | None
     key: bytes | None = None
+
+
+class Reading(NamedTuple):
+    """At this wall time a partition was being read, or there was no more of it to read."""
+
+    time_us: int
 
 
 class Feed(Protocol[ItemOut]):
@@ -95,7 +102,6 @@ class TopicFeed(Generic[Item]):
     """Reads on where it stopped; what `decode` raises ValueError for is a dead letter."""
 
     replaying = False
-    marks_silence = False
 
     def __init__(
         self,
@@ -107,9 +113,11 @@ class TopicFeed(Generic[Item]):
         start: int,
         state: bytes | None = None,
         since_us: int = 0,
+        marks_silence: bool = False,
     ) -> None:
         """`decode` takes a record's key and value (empty for a tombstone). `state`: of `snapshot`, or None to begin
-        at `start`, and skip records of a time before `since_us`.
+        at `start`, and skip records of a time before `since_us`. `marks_silence`: the items have a `Reading` among
+        them every 2 s, as far as the broker answers.
 
         Raises:
             ValueError: the state was written by another version of this format.
@@ -123,6 +131,8 @@ class TopicFeed(Generic[Item]):
         self.moved_from: str | None = stored if is_elsewhere(stored, cluster_id) else None
         self.next_offset: int = start if self.moved_from is not None else offset
         self._invalid_run = 0
+        self.marks_silence = marks_silence
+        self._reading_us = 0
         # Several flows read the same topic and count the same records: with one scope these are counted once.
         self._counters = Counters(f"{topic}[{number}]", totals)
 
@@ -143,13 +153,13 @@ class TopicFeed(Generic[Item]):
         self._counters.add("", "", f"{Count.GAP_RECORDS}.{self.topic}", gone)
         return gone
 
-    def read(self, records: Iterable[Record], now_us: int) -> tuple[list[Item], list[DeadLetter]]:
+    def read(self, records: Iterable[Record], now_us: int) -> tuple[list[Item | Reading], list[DeadLetter]]:
         """Takes records in the order of their offsets.
 
         Raises:
             PoisonedError: too many in a row cannot be read.
         """
-        items: list[Item] = []
+        items: list[Item | Reading] = []
         letters: list[DeadLetter] = []
         for record in records:
             self.next_offset = record.offset + 1
@@ -167,11 +177,14 @@ class TopicFeed(Generic[Item]):
                         f"{record.offset} cannot be read (the last: {error}). "
                         "The flow stops rather than discard a stream."
                     ) from None
-        return items, letters
+        return items + self.idle_marks(now_us), letters
 
-    def idle_marks(self, now_us: int) -> list[Item]:
-        """Nothing: silence means nothing here."""
-        return []
+    def idle_marks(self, now_us: int) -> list[Item | Reading]:
+        """As `Feed.idle_marks`."""
+        if not self.marks_silence or now_us < self._reading_us + READING_EVERY_US:
+            return []
+        self._reading_us = now_us
+        return [Reading(now_us)]
 
     def counter_rows(self, now_us: int) -> Any:
         """As `Feed.counter_rows`: dead letters and gaps, by topic and reason."""

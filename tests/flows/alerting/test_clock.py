@@ -158,3 +158,28 @@ def test_a_crash_while_it_is_listened_begins_that_anew() -> None:
         clock.advance(now_s * S)
     clock.resume(104 * S)
     assert clock.advance(105 * S) is None
+
+
+def test_while_nothing_can_be_read_nobody_is_taken_for_silent() -> None:
+    """As while the broker is away, or the process is stopped: what was told meanwhile is still to be heard."""
+    clock = EvaluationClock(0, settle_us=0)
+    clock.listen(100 * S)
+    clock.hear("a", 95 * S, 100 * S)
+    assert [clock.advance(now_s * S) for now_s in (130, 700)] == [95 * S] * 2
+    clock.listen(700 * S)
+    assert clock.advance(701 * S) == 95 * S
+    clock.hear("a", 690 * S, 702 * S)
+    assert clock.advance(702 * S) == 690 * S
+
+
+def test_who_is_silent_while_it_is_listened_is_left_out() -> None:
+    clock = EvaluationClock(0, settle_us=0)
+    reached = []
+    for now_s in range(100, 140, 2):
+        clock.listen(now_s * S)
+        clock.hear("a", (now_s - 5) * S, now_s * S)
+        if now_s <= 104:
+            clock.hear("b", 90 * S, now_s * S)
+        reached.append(clock.advance(now_s * S))
+        assert clock.next_us(now_s * S) > now_s * S
+    assert reached == [90 * S] * 17 + [(now_s - 5) * S for now_s in (134, 136, 138)]

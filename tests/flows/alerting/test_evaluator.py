@@ -242,6 +242,19 @@ def test_after_an_hour_without_rows_every_window_of_it_is_judged() -> None:
     assert world.told() == [("active", 1810), ("resolved", 1820)]
 
 
+def test_what_happens_while_the_broker_is_away_is_judged_when_it_is_back() -> None:
+    world = World()
+    world.evaluator.on_reading(world.now_us, world.now_us)
+    start_s = WALL_US // S
+    world.rows([block(start_s + end_s, 0.5) for end_s in (0, 10)])
+    for _ in range(30):
+        world.now_us += 10 * S
+        world.found(world.evaluator.on_time(world.now_us))
+    world.found(world.evaluator.on_reading(world.now_us, world.now_us))
+    world.rows([block(start_s + end_s, 0.95 if end_s in (100, 110) else 0.5) for end_s in range(20, 300, 10)])
+    assert world.told() == [("active", start_s + 110), ("resolved", start_s + 120)]
+
+
 def test_what_lies_more_than_an_hour_behind_is_passed_over() -> None:
     world = World()
     world.rows(history([0.5, 0.5]))

@@ -18,24 +18,30 @@ SETTLE_STEP_US: Final = 1_000_000
 AHEAD_US: Final = 3600 * 1_000_000
 """A watermark that is further ahead of wall time says nothing of it: the stream has ended, or a clock is wrong."""
 FORGET_US: Final = 24 * 3600 * 1_000_000
+DEAF_US: Final = 10_000_000
+"""Who could hear nothing for longer was held up, or cut off from the broker: nobody was silent in that time."""
 
 
 @dataclass
 class _Service:
     watermark_us: int
     heard_us: int
-    """Wall time of its last message."""
+    """Listened time of its last message."""
     lags_since_us: int | None = None
-    """Wall time since when its watermark is more than STALL_US behind the foremost, or wall time if that is less."""
+    """Listened time since when its watermark is more than STALL_US behind the foremost, or that time if it is less."""
 
-    def waited_for(self, now_us: int) -> bool:
-        lags = self.lags_since_us is not None and now_us - self.lags_since_us >= STALL_US
-        return now_us - self.heard_us < STALL_US and not lags
+    def waited_for(self, listened_us: int) -> bool:
+        lags = self.lags_since_us is not None and listened_us - self.lags_since_us >= STALL_US
+        return listened_us - self.heard_us < STALL_US and not lags
 
 
 @dataclass
 class EvaluationClock:
-    """Reached event time never goes back. State: 200 bytes a service."""
+    """Reached event time never goes back. State: 200 bytes a service.
+
+    Silence is counted in *listened time*: it stands still while the broker is away, or the process is held up, as
+    nobody can be heard then. It is wall time where `listen` is never called.
+    """
 
     started_us: int
     """Wall time when there was nothing yet, or of the last restart."""
@@ -47,36 +53,57 @@ class EvaluationClock:
     """How much longer is listened before time moves."""
     looked_us: int = 0
     """Wall time up to which that was counted."""
+    listened_us: int | None = None
+    """The last wall time at which what is told could be heard."""
+
+    def listen(self, at_us: int) -> bool:
+        """What is told can be heard at this wall time; whether that is news."""
+        before_us = self.listened_us
+        if before_us is not None:
+            if at_us <= before_us:
+                return False
+            if (deaf_us := at_us - before_us) > DEAF_US:
+                for one in self.services.values():
+                    one.heard_us = max(one.heard_us, min(one.heard_us + deaf_us, at_us))
+                    if one.lags_since_us is not None:
+                        one.lags_since_us += deaf_us
+        self.listened_us = at_us
+        return True
+
+    def _listened(self, now_us: int) -> int:
+        return now_us if self.listened_us is None else min(self.listened_us, now_us)
 
     def hear(self, service: str, watermark_us: int, now_us: int) -> None:
         """A service's windows that end at `watermark_us` or before are closed, and their rows are here."""
-        if not any(one.waited_for(now_us) for one in self.services.values()):
+        listened_us = self._listened(now_us)
+        if not any(one.waited_for(listened_us) for one in self.services.values()):
             self._settle(now_us)
-        known = self.services.setdefault(service, _Service(watermark_us, now_us))
+        known = self.services.setdefault(service, _Service(watermark_us, listened_us))
         known.watermark_us = max(known.watermark_us, watermark_us)
-        known.heard_us = now_us
+        known.heard_us = max(known.heard_us, listened_us)
 
     def advance(self, now_us: int) -> int | None:
         """Event time up to which everything can be evaluated; None: nothing is known yet, or not for long enough.
 
-        The least watermark of the services that are waited for; while there is none, wall time less STALL_US, so that
-        rules about missing data see that it is missing.
+        The least watermark of the services that are waited for; while there is none, listened time less STALL_US, so
+        that rules about missing data see that it is missing.
         """
+        listened_us = self._listened(now_us)
         # Not beyond wall time: one service whose clock is ahead must not make laggards of all the others.
-        foremost_us = min(max((one.watermark_us for one in self.services.values()), default=0), now_us)
+        foremost_us = min(max((one.watermark_us for one in self.services.values()), default=0), listened_us)
         for one in self.services.values():
             if foremost_us - one.watermark_us <= STALL_US:
                 one.lags_since_us = None
             elif one.lags_since_us is None:
-                one.lags_since_us = now_us
-        live = [one.watermark_us for one in self.services.values() if one.waited_for(now_us)]
+                one.lags_since_us = listened_us
+        live = [one.watermark_us for one in self.services.values() if one.waited_for(listened_us)]
         if self.settling_us:
             counted_us = min(max(now_us - self.looked_us, 0), SETTLE_STEP_US)
             self.settling_us = max(self.settling_us - counted_us, 0)
             self.looked_us = now_us
             if self.settling_us:
                 return self.reached_us
-        found_us = min(live) if live else now_us - STALL_US
+        found_us = min(live) if live else listened_us - STALL_US
         if live or found_us >= self.started_us:
             self.reached_us = found_us if self.reached_us is None else max(self.reached_us, found_us)
         return self.reached_us
@@ -88,18 +115,20 @@ class EvaluationClock:
 
     def stalled(self, now_us: int) -> list[str]:
         """The services that are left out."""
-        return sorted(name for name, one in self.services.items() if not one.waited_for(now_us))
+        listened_us = self._listened(now_us)
+        return sorted(name for name, one in self.services.items() if not one.waited_for(listened_us))
 
     def next_us(self, now_us: int) -> int:
         """Wall time at which `advance` may give more although nothing is heard."""
-        due = [max(one.heard_us, one.lags_since_us or 0) + STALL_US for one in self.services.values()]
+        after_us = now_us - self._listened(now_us) + STALL_US
+        due = [max(one.heard_us, one.lags_since_us or 0) + after_us for one in self.services.values()]
         if self.settling_us:
             due.append(now_us + min(self.settling_us, SETTLE_STEP_US))
         return min((at for at in due if at > now_us), default=now_us + STALL_US // 3)
 
     @property
     def latest_us(self) -> int:
-        """Wall time of the last message, or of the begin."""
+        """Listened time of the last message, or wall time of the begin."""
         return max((one.heard_us for one in self.services.values()), default=self.started_us)
 
     def resume(self, now_us: int) -> None:
@@ -108,6 +137,7 @@ class EvaluationClock:
         Also who is not known yet: what was told while nobody was here is still to be read, and is not to be passed by.
         """
         self.started_us = now_us
+        self.listened_us = None
         self.services = {
             name: _Service(one.watermark_us, now_us)
             for name, one in self.services.items()

@@ -265,6 +265,10 @@ class Evaluator:
             self._clock.hear(block.service, block.watermark_us, now_us)
         return self.on_time(now_us)
 
+    def on_reading(self, at_us: int, now_us: int) -> Findings:
+        """At a wall time rows were being read, or there were no more: only then is silence silence."""
+        return self.on_time(now_us) if self._clock.listen(at_us) else Findings()
+
     def on_time(self, now_us: int) -> Findings:
         """Judges what has become due."""
         events: list[AlertEvent] = []
