@@ -271,6 +271,8 @@ def broker_cluster(run: Run) -> Result:
             if number % 2:  # and no majority while this one is away too
                 lost.kill()
             else:
+                # Who is lost for good as the only one in sync takes what was confirmed with it.
+                world.until(lambda: _are_in_sync(world, 3), "all replicas are in sync")
                 lost.done = True
                 lost.kill()
                 if number + 2 < run.size:
@@ -284,6 +286,11 @@ def broker_cluster(run: Run) -> Result:
             "rows equal to the oracle": rows,
         }
         return Result(run.size, [run.seed], figures)
+
+
+def _are_in_sync(world: World, replicas: int) -> bool:
+    topics = admin_of(world).list_topics(timeout=5).topics.values()
+    return all(len(one.isrs) == replicas for topic in topics for one in topic.partitions.values())
 
 
 USER, PASSWORD = "tailrace", "reliability"

@@ -52,9 +52,9 @@ def standstill(run: Run) -> Result:
         traffic = Traffic(run.seed, starts_on_window(now_us()) + 10 * S, seconds)
         world.add_traffic(traffic)
         stopped: Counter[str] = Counter()
+        alerted = 0
         for number in range(run.size):
-            alerted = partial(_more_alerts, world, len(told(alert_events(b)[0])))
-            world.until(alerted, "the flow of alerts goes on")
+            alerted = world.until(partial(_alerts, world, alerted), "the flow of alerts goes on")
             victim = VICTIMS[number % len(VICTIMS)]
             for_s = rng.uniform(*STOPPED_S)
             world.parts[victim].signal(signal.SIGSTOP)
@@ -74,5 +74,7 @@ def standstill(run: Run) -> Result:
     return Result(run.size, [run.seed], figures)
 
 
-def _more_alerts(world: World, than: int) -> bool:
-    return len(told(alert_events(world.bench)[0])) > than
+def _alerts(world: World, than: int) -> int:
+    """How many there are, if that is more."""
+    count = len(told(alert_events(world.bench)[0]))
+    return count if count > than else 0
