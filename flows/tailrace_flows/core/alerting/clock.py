@@ -18,6 +18,8 @@ SETTLE_STEP_US: Final = 1_000_000
 AHEAD_US: Final = 3600 * 1_000_000
 """A watermark that is further ahead of wall time says nothing of it: the stream has ended, or a clock is wrong."""
 FORGET_US: Final = 24 * 3600 * 1_000_000
+NEWS_US: Final = 1_000_000
+"""Of what can be heard, no more is told: many partitions say so at about the same time."""
 DEAF_US: Final = 10_000_000
 """Who could hear nothing for longer was held up, or cut off from the broker: nobody was silent in that time."""
 
@@ -60,7 +62,7 @@ class EvaluationClock:
         """What is told can be heard at this wall time; whether that is news."""
         before_us = self.listened_us
         if before_us is not None:
-            if at_us <= before_us:
+            if at_us < before_us + NEWS_US:
                 return False
             if (deaf_us := at_us - before_us) > DEAF_US:
                 for one in self.services.values():
