@@ -324,6 +324,10 @@ class _Evaluators:
         for one in self.every:
             self._pending += one.on_time(now_us).events
 
+    def reads(self, now_us: int) -> None:
+        for one in self.every:
+            self._pending += one.on_reading(now_us, now_us).events
+
     def listens(self, now_us: int) -> bool:
         return any(one.next_us(now_us) <= now_us + S for one in self.every)
 
@@ -406,6 +410,7 @@ class World:
 
     def __init__(self, seed: int, *, changing: bool = False) -> None:
         self.random = random = Random(seed)
+        self.outages = Random(f"outages {seed}")  # its own: worlds of before they were thought of stay what they were
         self.changing = changing
         self.silent: dict[str, int] = {}
         """Of a changing world: service -> for how many windows it will still be silent."""
@@ -431,6 +436,9 @@ class World:
         for service in random.sample(SERVICES, len(SERVICES)):
             rows = self._rows(service, end_s, whole=number == 1)
             self.now_us += S if self.judge.listening else STEP_S * S // len(SERVICES)
+            if not self.calm and not self.judge.listening and self.outages.random() < 0.02:
+                self._pass_an_outage()
+            self.evaluators.reads(self.now_us)
             if self._is_silent(service, number):
                 self.held += [*(one for one in waiting if one[0] == service), (service, end_s, rows)]
                 continue
@@ -443,6 +451,14 @@ class World:
             self._meanwhile()
         if self.judge.listening:
             self._listen()
+
+    def _pass_an_outage(self) -> None:
+        """Nothing can be read for a while: what was sent meanwhile comes when it is over."""
+        until_us = self.now_us + self.outages.choice((40, 300, 3000)) * S
+        while self.now_us < until_us:
+            self.now_us += STEP_S * S
+            self.evaluators.look(self.now_us)
+        self.done["outages"] += 1
 
     def _is_silent(self, service: str, number: int) -> bool:
         if not self.changing or self.calm or number == 1:

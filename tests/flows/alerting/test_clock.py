@@ -183,3 +183,12 @@ def test_who_is_silent_while_it_is_listened_is_left_out() -> None:
         reached.append(clock.advance(now_s * S))
         assert clock.next_us(now_s * S) > now_s * S
     assert reached == [90 * S] * 17 + [(now_s - 5) * S for now_s in (134, 136, 138)]
+
+
+def test_a_restart_into_an_outage_takes_nobody_for_silent() -> None:
+    clock = EvaluationClock(0, settle_us=0)
+    clock.listen(100 * S)
+    clock.hear("a", 95 * S, 100 * S)
+    assert clock.advance(100 * S) == 95 * S
+    clock.resume(110 * S)
+    assert [clock.advance(now_s * S) for now_s in (110, 145, 700)] == [95 * S] * 3

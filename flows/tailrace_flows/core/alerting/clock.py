@@ -139,7 +139,8 @@ class EvaluationClock:
         Also who is not known yet: what was told while nobody was here is still to be read, and is not to be passed by.
         """
         self.started_us = now_us
-        self.listened_us = None
+        if self.listened_us is not None:
+            self.listened_us = now_us
         self.services = {
             name: _Service(one.watermark_us, now_us)
             for name, one in self.services.items()
