@@ -385,7 +385,8 @@ def finish(world: World, traffic: Traffic, flow: str = "windows") -> Workload:
     """Until all of the traffic is sent, counted and drained; what Kafka has. The flow has stopped then."""
     world.until(lambda: world.parts["sender"].done, "the traffic is sent", traffic.seconds + PATIENCE_S)
     assert world.confirmed() == traffic.seconds
-    made = delivered(world.bench)
+    made = world.until(lambda: delivered(world.bench), "the broker gives all it has")
+    assert isinstance(made, Workload)
     world.until(
         lambda: counters_of_windows(world.bench).get("samples", 0) >= made.counters["samples"], "all is counted"
     )
