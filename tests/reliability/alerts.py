@@ -436,7 +436,7 @@ class World:
         for service in random.sample(SERVICES, len(SERVICES)):
             rows = self._rows(service, end_s, whole=number == 1)
             self.now_us += S if self.judge.listening else STEP_S * S // len(SERVICES)
-            if not self.calm and not self.judge.listening and self.outages.random() < 0.02:
+            if not self.changing and not self.judge.listening and self.outages.random() < 0.02:
                 self._pass_an_outage()
             self.evaluators.reads(self.now_us)
             if self._is_silent(service, number):
@@ -453,8 +453,11 @@ class World:
             self._listen()
 
     def _pass_an_outage(self) -> None:
-        """Nothing can be read for a while: what was sent meanwhile comes when it is over."""
-        until_us = self.now_us + self.outages.choice((40, 300, 3000)) * S
+        """Nothing can be read for a while: what was sent meanwhile comes when it is over.
+
+        Rows do not catch up with wall time here. So no outage is long, and there are none where all may be silent.
+        """
+        until_us = self.now_us + self.outages.choice((40, 300)) * S
         while self.now_us < until_us:
             self.now_us += STEP_S * S
             self.evaluators.look(self.now_us)
