@@ -9,6 +9,7 @@ import itertools
 import os
 import re
 import shutil
+import tempfile
 import threading
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
@@ -21,6 +22,12 @@ from tailrace_flows.private_files import open_private, private_directory
 __all__ = ["ClickHouseError", "DataInsert", "Engine", "Session", "StartError", "Statement", "quote", "split_insert"]
 
 FREE_BYTES_MIN = 64 << 20
+
+# By default parts that were merged away are deleted by up to 128 threads as soon as there are 100 of them (of a table);
+# the threads stay, and with them 65 MB. One is enough: a table has a few new parts a second.
+CONFIG = b"""<clickhouse>
+<merge_tree><concurrent_part_removal_threshold>1000000</concurrent_part_removal_threshold></merge_tree>
+</clickhouse>"""
 
 # In these a result is the sum of its blocks, without a header or footer around it: it can be sent as it is made.
 STREAMED_FORMATS = frozenset(
@@ -285,8 +292,12 @@ class Engine:
         if not hasattr(self._connect, "classify_query"):
             raise StartError("this chDB is too old; pip install --upgrade 'chdb>=4.4'")
         try:
-            return self._connect(str(self.data_dir))
-        except RuntimeError as error:
+            # By its number, for chDB does not find a file under every name that a directory may have.
+            with tempfile.TemporaryFile(dir=self.data_dir, buffering=0) as file:
+                file.write(CONFIG)
+                file.seek(0)
+                return self._connect(f"{self.data_dir}?config-file=/dev/fd/{file.fileno()}")
+        except (RuntimeError, OSError) as error:
             reason = str(error).splitlines()[0]
             raise StartError(f"ClickHouse cannot open the data directory {self.data_dir}: {reason}") from None
 

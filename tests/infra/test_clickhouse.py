@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlencode
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -219,6 +220,25 @@ def test_when_all_sessions_are_busy_a_query_waits_then_fails(
         assert (answer.status, answer.code) == (503, 202)
         assert answer.text.startswith("Code: 202. DB::Exception: Too many simultaneous queries")
     assert send(server.port, "SELECT 1").status == 200
+
+
+def test_old_parts_are_not_deleted_by_a_hundred_threads(server: ClickHouseServer) -> None:
+    """ClickHouse starts up to 128 of them for more than 100 parts, and keeps them."""
+    soon = "old_parts_lifetime = 1, cleanup_delay_period = 1, cleanup_delay_period_random_add = 0"
+    soon += ", max_cleanup_delay_period = 1"
+    create = f"CREATE TABLE parts (n UInt64) ENGINE = MergeTree ORDER BY n SETTINGS {soon}"
+    count = "SELECT count() FROM system.parts WHERE table = 'parts'"
+    assert send(server.port, create).status == 200
+    assert send(server.port, "SYSTEM STOP CLEANUP parts").status == 200
+    for n in range(150):
+        assert send(server.port, f"INSERT INTO parts VALUES ({n})").status == 200
+    assert send(server.port, "OPTIMIZE TABLE parts FINAL").status == 200
+    assert int(send(server.port, count).text) > 150
+    before = psutil.Process().num_threads()
+    assert send(server.port, "SYSTEM START CLEANUP parts").status == 200
+    eventually(lambda: send(server.port, count).text == "1\n")
+    assert psutil.Process().num_threads() < before + 20
+    assert send(server.port, "DROP TABLE parts SYNC").status == 200
 
 
 # The interface
