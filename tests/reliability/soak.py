@@ -7,8 +7,10 @@ import threading
 from bisect import bisect_right
 from collections import Counter
 from contextlib import suppress
+from itertools import product
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tailrace_schemas.clock import monotonic_s, now_us
@@ -53,11 +55,14 @@ PERIOD_S = 86400
 """Of the objective: the shortest, so that budgets are spent and come back within the soak."""
 ROWS = "rows of 10 s"
 KEPT_S = 300
-"""After so long rows of 10 s are deleted, as soon as all of their day's are as old."""
-AGEING = (
-    f"TTL stored_at + INTERVAL {KEPT_S} SECOND",
-    "SETTING merge_with_ttl_timeout = 60, old_parts_lifetime = 60",
-)
+"""After so long rows of 10 s and alert events are deleted: of 10 s, as soon as all of their day's are as old."""
+AGED = ("rows_10s", "alert_event_rows")
+"""Merges of the other large tables read one day of them: three days are as good as a hundred. Alert events are one
+partition, and within three days it would only grow."""
+AGEING = (f"TTL stored_at + INTERVAL {KEPT_S} SECOND", "SETTING merge_with_ttl_timeout = 60")
+REPLACED_KEPT_S = 60
+"""So long parts that were merged into others stay on disk, of all tables. ClickHouse's 480 s are 8 hours of event time:
+as a day's rows become more, so do the copies of them, of which there are more than of rows."""
 MOST_GROWTH = 1.3
 """What they take on disk, at most, in the last third of the time, by what they took before; it is 1.5 if nothing is
 deleted."""
@@ -68,7 +73,8 @@ deleted."""
     promise="Nothing grows with time: not memory, not open files, not the recovery directory; and every row is exact.",
     what=f"Event time runs {SPEED} times as fast as the clock, so that 72 h take 72 minutes, with a fault (kill -9, "
     f"SIGSTOP for 1 to 2 s) every {FAULT_S[0]:g} to {FAULT_S[1]:g} s: windows, alerts, an objective with a period of a "
-    f"day, and rows of 10 s that are deleted after {KEPT_S // 60} minutes; memory, open files and sizes are watched.",
+    f"day; rows of 10 s and alert events are deleted after {KEPT_S // 60} minutes. Memory, open files and sizes are "
+    "watched.",
     unit="minutes of event time",
     short=30,
     long=4320,
@@ -99,8 +105,7 @@ def _soak(run: Run, traffic: Traffic, fault_s: tuple[float, float], broker: Brok
     if missing := why_no_kafka():
         return Result(skipped=missing)
     with World.of(run.directory, "soak", brokers=[broker]) as world:
-        for change in AGEING:
-            world.bench.clickhouse.command(f"ALTER TABLE rows_10s MODIFY {change}")
+        _age(world.bench.clickhouse)
         configure(world.bench, CONFIG.replace("period: 30d", f"period: {PERIOD_S // 86400}d"))
         world.add_flow("windows", "windows")
         world.add_flow("alerts", "alerts,slo,health")
@@ -122,6 +127,15 @@ def _soak(run: Run, traffic: Traffic, fault_s: tuple[float, float], broker: Brok
     return Result(run.size, [run.seed], figures, failures, seen.plots())
 
 
+def _age(clickhouse: Any) -> None:
+    """Has ClickHouse delete in minutes what it deletes in days and hours."""
+    for table, change in product(AGED, AGEING):
+        clickhouse.command(f"ALTER TABLE {table} MODIFY {change}")
+    tables = "SELECT name FROM system.tables WHERE database = currentDatabase() AND engine LIKE '%MergeTree'"
+    for (table,) in clickhouse.query(tables).result_rows:
+        clickhouse.command(f"ALTER TABLE {table} MODIFY SETTING old_parts_lifetime = {REPLACED_KEPT_S}")
+
+
 def _faults(run: Run, world: World, traffic: Traffic, fault_s: tuple[float, float]) -> Counter[str]:
     """Until all is sent; how often each was done."""
     rng = random.Random(run.seed)
@@ -140,18 +154,20 @@ def _faults(run: Run, world: World, traffic: Traffic, fault_s: tuple[float, floa
 
 
 def _check(world: World, traffic: Traffic, made: Workload, sizes: "_Sizes") -> dict[str, Figure]:
-    """Everything is as the oracles have it, but for rows of 10 s that may be deleted; how much of it there is."""
+    """Everything is as the oracles have it, but for what may be deleted for its age; how much of it there is."""
     b = world.bench
-    b.clickhouse.command("SYSTEM STOP TTL MERGES rows_10s")
+    for table in AGED:
+        b.clickhouse.command(f"SYSTEM STOP TTL MERGES {table}")
     aged_us = traffic.start_us + sizes.sent_before(KEPT_S) * S
     world.until(lambda: len(told(alert_events(b)[0])) >= len(traffic.events()), "all alerts are told")
     assert world.parts["alerts"].stop() == 0, world.tails()
     left = check_rows(b, made, aged_before_us=aged_us)
-    events, again = check_alerts(b, traffic)
+    events, again = check_alerts(b, traffic, aged_before_us=aged_us)
     return {
         "rows of a minute equal to the oracle": b.clickhouse.command("SELECT count() FROM windows_1m"),
         "rows of 10 s that were left, equal to it": left,
         "alert events equal to the oracle": events, "alert events told again, same id": again,
+        "alert events that were left": b.clickhouse.command("SELECT uniqExact(event_id) FROM alert_events"),
         "objective statuses equal to the oracle": check_objective(b, made, period_s=PERIOD_S),
     }  # fmt: skip
 
