@@ -148,7 +148,7 @@ class _Aggregates:
 
     def write_batch(self, values: list[Output | Findings]) -> None:
         for output in values:
-            given = output.blocks if isinstance(output, Findings) else [*output.misdated, *output.blocks]
+            given = output.blocks if isinstance(output, Findings) else [*output.aside, *output.blocks]
             blocks = [block._replace(rows=rows) for block in given for rows in _slices(block.rows)]
             last = {block[:2]: number for number, block in enumerate(blocks)}
             for number, block in enumerate(blocks):

@@ -30,6 +30,7 @@ from tailrace_sinks.kafka import about, is_hopeless
 
 from tailrace_flows import host_clock
 from tailrace_flows.core.config import WindowConfig
+from tailrace_flows.core.ends import Ends
 from tailrace_flows.core.feed import Feed, Record
 from tailrace_flows.core.partition import MARK_EVERY_US, Partition
 from tailrace_flows.core.shard import Output
@@ -68,6 +69,8 @@ class Place(NamedTuple):
 
     topic: str
     number: int
+    partitions: int
+    """How many the topic has."""
     cluster_id: str
     """`cluster/topic id`; without the latter where the broker gives none: what its offsets belong to."""
     low: int
@@ -117,11 +120,12 @@ class TopicSource(FixedPartitionedSource[Any, bytes]):
         consumer = self._consumer()
         number = int(for_part)
         origin = self._origin.read()
-        consumer.list_topics(self._topic, METADATA_TIMEOUT_S)  # it has to know the partition's leader
+        # It has to know the partition's leader, too.
+        partitions = len(consumer.list_topics(self._topic, METADATA_TIMEOUT_S).topics[self._topic].partitions)
         place = TopicPartition(self._topic, number)
         low, high = consumer.get_watermark_offsets(place, METADATA_TIMEOUT_S)
         recent = low if resume_state else self._recent(consumer, place, low)
-        partition = self._build(Place(self._topic, number, origin, low, recent), resume_state)
+        partition = self._build(Place(self._topic, number, partitions, origin, low, recent), resume_state)
         if partition.moved_from is not None:
             log.warning(
                 "%s[%d] is now %s, the state came from %s (cluster/topic id): reading from its start",
@@ -169,6 +173,7 @@ def sample_source(
             place.topic,
             config,
             host_clock.now_us(),
+            partitions=place.partitions,
             hold=hold,
             cluster_id=place.cluster_id,
             start=place.low,
@@ -261,33 +266,30 @@ class _Ends:
         }
         self._topic = topic
         self._admin: AdminClient | None = None
-        self._wanted: set[int] = set()
         self._asked: dict[TopicPartition, Future[Any]] = {}
         self._asked_us = self._next_us = 0
-        self._known: dict[int, tuple[int, int]] = {}
-        """Of a partition: its end, and a time before that was found."""
+        self._known: dict[int, Ends] = {}
 
     def read_until_us(self, number: int, offset: int, now_us: int) -> int | None:
         """Who has read the partition to before `offset` has read all that was in it at this time, if that is known."""
         self._look(number, now_us)
-        end, at_us = self._known.get(number, (None, 0))
-        return at_us if end is not None and offset >= end else None
+        return self._known[number].read_until_us(offset)
 
     def _look(self, number: int, now_us: int) -> None:
-        self._wanted.add(number)
+        self._known.setdefault(number, Ends())
         if self._asked:
             if not all(one.done() for one in self._asked.values()):
                 return
             for place, one in self._asked.items():
                 # Where a broker that hangs gave no answer in time, the offset is negative.
                 if one.exception() is None and (end := one.result().offset) >= 0:
-                    self._known[place.partition] = end, self._asked_us
+                    self._known[place.partition].found(end, self._asked_us)
             self._asked = {}
         if now_us >= self._next_us:
             self._asked_us, self._next_us = now_us, now_us + MARK_EVERY_US
             if self._admin is None:
                 self._admin = AdminClient(self._client)
-            wanted = {TopicPartition(self._topic, one): OffsetSpec.latest() for one in self._wanted}
+            wanted = {TopicPartition(self._topic, one): OffsetSpec.latest() for one in self._known}
             # Committed, as the consumers read: what is behind an open transaction is not there yet.
             self._asked = self._admin.list_offsets(
                 wanted, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=ENDS_TIMEOUT_S
@@ -434,7 +436,7 @@ class _Reader(StatefulSourcePartition[Any, bytes]):
             items, letters = self._partition.read(records, now_us)
             out += items
             out += letters
-        elif self._partition.marks_silence:
+        if self._partition.marks_silence:
             read = max(self._partition.next_offset, self._end)
             if (until_us := self._ends.read_until_us(self._partition.number, read, now_us)) is not None:
                 out += self._partition.idle_marks(until_us)

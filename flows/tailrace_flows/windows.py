@@ -17,7 +17,7 @@ from tailrace_schemas.deadletter import DeadLetter
 
 from tailrace_flows import host_clock
 from tailrace_flows.adapters import Adapters
-from tailrace_flows.core.chunk import Ahead, Chunk, Mark
+from tailrace_flows.core.chunk import Ahead, Chunk, Mark, ReadUntil
 from tailrace_flows.core.config import WindowConfig
 from tailrace_flows.core.partition import Keyed
 from tailrace_flows.core.shard import Output, Shard
@@ -31,14 +31,14 @@ __all__ = ["add_windows", "build_flow", "flow"]
 log = logging.getLogger(__name__)
 
 
-class _ShardLogic(StatefulBatchLogic[Chunk | Mark | Ahead, Output, bytes]):
+class _ShardLogic(StatefulBatchLogic[Chunk | Mark | Ahead | ReadUntil, Output, bytes]):
     """Wall time and Bytewax's callbacks around a `Shard`."""
 
     def __init__(self, config: WindowConfig, contents: bool, state: bytes | None) -> None:
         self._shard = Shard(config, host_clock.now_us(), state)
         self._contents = contents
 
-    def on_batch(self, values: list[Chunk | Mark | Ahead]) -> tuple[Iterable[Output], bool]:
+    def on_batch(self, values: list[Chunk | Mark | Ahead | ReadUntil]) -> tuple[Iterable[Output], bool]:
         return self._emit(self._shard.on_items(values, host_clock.now_us()))
 
     def on_notify(self) -> tuple[Iterable[Output], bool]:
@@ -58,7 +58,7 @@ class _ShardLogic(StatefulBatchLogic[Chunk | Mark | Ahead, Output, bytes]):
         for warning in self._shard.warnings:
             log.warning("%s (docs/operations.md, What is counted)", warning)
         self._shard.warnings.clear()
-        nothing = not output.blocks and not output.misdated and output.events is None and output.counters is None
+        nothing = not output.blocks and not output.aside and output.events is None and output.counters is None
         return (() if nothing else (output,)), self.RETAIN
 
 

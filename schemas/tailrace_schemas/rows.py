@@ -10,8 +10,8 @@ import pyarrow as pa
 from tailrace_schemas.codec import FlatCodec
 
 __all__ = [
-    "ALERT_EVENTS", "ANOMALIES", "BASELINES", "COUNTERS", "EVENTS", "HEALTH", "INCIDENTS", "SLO_STATUS", "WINDOW_ROWS",
-    "WindowRows", "decode_window_rows", "encode_window_rows",
+    "ALERT_EVENTS", "ANOMALIES", "BASELINES", "COUNTERS", "EVENTS", "EVERY_SERVICE", "HEALTH", "INCIDENTS",
+    "SLO_STATUS", "WINDOW_ROWS", "WindowRows", "decode_window_rows", "encode_window_rows",
 ]  # fmt: skip
 
 ATTRIBUTES = pa.map_(pa.string(), pa.string())
@@ -202,6 +202,11 @@ BASELINES: Any = pa.schema(
 )
 """What was learned of a series, as it stands."""
 
+EVERY_SERVICE = ""
+"""In place of a service's name, in a message without rows: the windows flow goes on. Its `watermark_us` is no event
+time, but a wall time: of all samples that Kafka had by then, the rows of windows that they close are on their way. Said
+every 2 s, as far as the flow reaches Kafka and keeps up."""
+
 _ENVELOPE = FlatCodec("WindowRows")
 
 
@@ -209,6 +214,7 @@ class WindowRows(NamedTuple):
     """Rows of one service and stream, for the aggregates topic."""
 
     service: str
+    """Or `EVERY_SERVICE`."""
     stream: str
     window_seconds: int
     watermark_us: int

@@ -14,10 +14,11 @@ from math import isinf
 from random import Random
 from typing import Any
 
-from tailrace_flows.core.chunk import Ahead, Chunk, Mark
+from tailrace_flows.core.chunk import Ahead, Chunk, Mark, ReadUntil
 from tailrace_flows.core.config import WindowConfig
+from tailrace_flows.core.ends import Ends
 from tailrace_flows.core.feed import Record
-from tailrace_flows.core.partition import Partition
+from tailrace_flows.core.partition import Keyed, Partition
 from tailrace_flows.core.series import series_id
 from tailrace_flows.core.shard import Output, Shard
 from tailrace_schemas.deadletter import DeadLetter
@@ -94,10 +95,12 @@ class Machine:
         sent = len(self.logs[number]) - self.hidden[number]
         found = self.logs[number][at : min(at + records, sent)]
         letters: list[DeadLetter] = []
+        items: list[Keyed] = []
         if found:
             items, letters = partition.read(found, self.now_us)
-        else:
-            items = partition.idle_marks(self.now_us)
+        self.ends[number].found(self.low + sent, self.now_us)
+        if (until_us := self.ends[number].read_until_us(partition.next_offset)) is not None:
+            items += partition.idle_marks(until_us)
         self._emitted += letters
         counters = partition.counter_rows(self.now_us)
         if counters is not None:
@@ -105,7 +108,7 @@ class Machine:
         self.polls += 1
         if self.polls % 2:  # as between processes
             items = pickle.loads(pickle.dumps(items))
-        by_shard: dict[str, list[Chunk | Mark | Ahead]] = defaultdict(list)
+        by_shard: dict[str, list[Chunk | Mark | Ahead | ReadUntil]] = defaultdict(list)
         for shard, item in items:
             by_shard[shard].append(item)
         self.now_us += 1  # a shard's clock is read after the source's
@@ -182,6 +185,7 @@ class Machine:
                 "samples",
                 self.config,
                 self.now_us,
+                partitions=len(partitions),
                 hold=self.hold,
                 cluster_id="one",
                 start=self.kept_from[number],
@@ -189,6 +193,7 @@ class Machine:
             )
             for number, state in enumerate(partitions)
         ]
+        self.ends = [Ends() for _ in partitions]
         self.shards = {name: Shard(self.config, self.now_us, state) for name, state in shards.items()}
 
     # -- what is written ----------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import pickle
 
 import pytest
-from tailrace_flows.core.chunk import Mark
+from tailrace_flows.core.chunk import Mark, ReadUntil
 from tailrace_flows.core.counters import Count
 from tailrace_flows.core.feed import PoisonedError, Record
 from tailrace_flows.core.partition import Partition
@@ -172,12 +172,12 @@ def test_idle_marks_end_when_everything_is_retired() -> None:
     machine = Machine([[w.batch((1, 1.0))]], CONFIG, now_us=START_US + 3 * S)
     machine.read_all()
     machine.wait(60)
-    (shard, mark), *others = machine.partitions[0].idle_marks(machine.now_us)
-    assert (shard, mark, others) == ("55", Mark(0, "cart", "", machine.now_us, True), [])
+    read, marked = ("00", ReadUntil(0, 1, machine.now_us)), ("55", Mark(0, "cart", "", machine.now_us, True))
+    assert machine.partitions[0].idle_marks(machine.now_us) == [read, marked]
     machine.wait(60)
-    assert machine.partitions[0].idle_marks(machine.now_us)
+    assert len(machine.partitions[0].idle_marks(machine.now_us)) == 2
     machine.wait(60)
-    assert not machine.partitions[0].idle_marks(machine.now_us)
+    assert machine.partitions[0].idle_marks(machine.now_us) == [("00", ReadUntil(0, 1, machine.now_us))]
 
 
 def test_batches_without_samples_keep_no_service_from_being_idle() -> None:

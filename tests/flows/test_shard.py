@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 from tailrace_flows.core import series as series_module
+from tailrace_flows.core.chunk import ReadUntil
 from tailrace_flows.core.config import WindowConfig
 from tailrace_flows.core.counters import Count, Counters
 from tailrace_flows.core.feed import Record
@@ -12,6 +13,7 @@ from tailrace_flows.core.increases import Baselines
 from tailrace_flows.core.partition import Partition
 from tailrace_flows.core.series import SeriesIndex
 from tailrace_flows.core.shard import Shard
+from tailrace_schemas.rows import EVERY_SERVICE
 from tailrace_schemas.samples import KINDS, Series, decode_series_table, encode_series_table
 from tailrace_schemas.topics import shard_of
 
@@ -687,3 +689,31 @@ def test_a_longer_lateness_brings_no_forgotten_window_back(hold: bool) -> None:
     assert counts == {0: 2, 100: 1, 150: 2}
     totals = {name: total for (*_, name), total in machine.counters.items()}
     assert totals == {Count.SAMPLES: 5, Count.LATE: 1}
+
+
+# -- how far all has been read -------------------------------------------------------------------------------
+
+
+def test_that_all_is_read_is_said_when_each_partition_has_said_so_also_after_a_restart() -> None:
+    said: list[int] = []
+
+    def hear(shard: Shard, *items: ReadUntil) -> None:
+        output = shard.on_items(items, START_US)
+        assert not output.blocks
+        for one in output.aside:
+            assert (one.service, one.stream, one.rows.num_rows) == (EVERY_SERVICE, "", 0)
+            said.append(one.watermark_us // S)
+
+    shard = Shard(CONFIG, START_US)
+    hear(shard, ReadUntil(0, 3, 10 * S), ReadUntil(1, 3, 12 * S))
+    assert said == []
+    hear(shard, ReadUntil(2, 3, 11 * S))
+    hear(shard, ReadUntil(2, 3, 13 * S), ReadUntil(1, 3, 14 * S))  # the other one stands still
+    assert said == [10]
+    hear(shard, ReadUntil(0, 3, 10 * S + 1), ReadUntil(0, 3, 15 * S))  # no news; news
+    assert said == [10, 13]
+    shard = Shard(CONFIG, START_US, shard.snapshot(contents=True))
+    hear(shard, ReadUntil(0, 3, 20 * S), ReadUntil(1, 3, 20 * S))
+    assert said == [10, 13]
+    hear(shard, ReadUntil(2, 3, 20 * S))
+    assert said == [10, 13, 20]

@@ -5,7 +5,6 @@ import threading
 from collections import Counter
 from signal import SIGTERM
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
 from tailrace_schemas.clock import monotonic_s, now_us
 
 from tests.reliability.attack import Result, Run, attack
@@ -41,8 +40,6 @@ VICTIMS = {
 """How often each is chosen, of a hundred."""
 PAUSE_S = (0.2, 4.5)
 """Between kills: some come before a process has begun, most in the middle."""
-STANDSTILL_S = 20.0
-"""After so long without rows the killing waits for some: evaluators wait for nobody longer than 30 s, by design."""
 AHEAD_US = 40 * S
 """The fleet's event times are ahead, so that a standstill on a busy machine changes no decision either."""
 PER_KILL_S = 4.0
@@ -89,11 +86,9 @@ def _kill(run: Run, world: World, hook: Hook) -> Result:
     world.add_traffic(traffic)
     killed: Counter[str] = Counter()
     rounds = 0
-    progress = _Progress(world)
     began_s = monotonic_s()
     while rounds < run.size:
         threading.Event().wait(rng.uniform(*PAUSE_S))
-        progress.wait()
         victim = rng.choices(list(VICTIMS), list(VICTIMS.values()))[0]
         hit = [name for name in (world.parts if victim == "all" else [victim]) if world.parts[name].kill()]
         rounds += bool(hit)
@@ -150,33 +145,3 @@ def _settled(world: World, hook: Hook) -> bool:
     newest = {one.group_key: one for one in decided.values()}
     told = set(hook.ids())
     return bool(newest) and all(one.status == "resolved" and one.id in told for one in newest.values())
-
-
-class _Progress:
-    """Whether window rows still come, by the ends of the aggregates topic."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self._ends = -1
-        self._at_s = monotonic_s()
-
-    def wait(self) -> None:
-        """Until there were rows within STANDSTILL_S."""
-        self._look()
-        if monotonic_s() - self._at_s > STANDSTILL_S:
-            before = self._ends
-            self._world.until(lambda: self._look() > before, "rows come again after kills")
-
-    def _look(self) -> int:
-        b = self._world.bench
-        topic = b.settings.kafka.topics.aggregates
-        consumer = Consumer({**b.settings.kafka.client(), "group.id": "progress", "log_level": 0})
-        try:
-            ends = sum(consumer.get_watermark_offsets(TopicPartition(topic, n), 2.0)[1] for n in range(4))
-        except KafkaException:
-            return self._ends
-        finally:
-            consumer.close()
-        if ends > self._ends:
-            self._ends, self._at_s = ends, monotonic_s()
-        return self._ends

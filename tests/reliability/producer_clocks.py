@@ -38,7 +38,7 @@ class Told(Machine):
         found = [self.evaluator.on_time(self.now_us)]
         for output in self._emitted:
             if isinstance(output, Output):
-                for block in (*output.misdated, *output.blocks):
+                for block in (*output.aside, *output.blocks):
                     for row in block.rows.to_pylist():
                         if row["metric"] == MISDATED:
                             self.shares[block.service, dict(row["attributes"])["tailrace.samples.time"]] = row["last"]

@@ -1,4 +1,4 @@
-"""What hears nothing for a while, as Kafka hangs or it is stopped itself, must not take anybody for silent."""
+"""Who hears nothing for a while, as Kafka hangs or a flow is stopped, must not take anybody for silent."""
 
 import random
 import signal
@@ -22,7 +22,7 @@ from tests.reliability.world import (
     why_no_kafka,
 )
 
-VICTIMS = ("broker", "alerts")
+VICTIMS = ("broker", "alerts", "windows")
 """In turns."""
 STOPPED_S = (72.0, 90.0)
 """Longer than idle_s + lateness_s, when wall time closes windows for good, and than rules wait for who is silent."""
@@ -33,11 +33,11 @@ APART_S = 40.0
     name="standstill",
     promise="While Kafka hangs, or a flow is held up, nobody is taken for silent: every row is exact, and every alert "
     "of that time is told when it is over.",
-    what=f"The broker, and the flow of alerts, are stopped (SIGSTOP) for {STOPPED_S[0]:g} to {STOPPED_S[1]:g} s in "
-    "turns, under live load, with alerts that begin and end in that time.",
+    what="The broker, the flow of alerts, and the window flow are stopped (SIGSTOP) for "
+    f"{STOPPED_S[0]:g} to {STOPPED_S[1]:g} s in turns, under live load, with alerts that begin and end in that time.",
     unit="standstills",
-    short=2,
-    long=20,
+    short=3,
+    long=21,
 )
 def standstill(run: Run) -> Result:
     if missing := why_no_kafka():

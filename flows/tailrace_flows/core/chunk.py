@@ -20,7 +20,8 @@ from tailrace_schemas.samples import (
 )
 
 __all__ = [
-    "UNKNOWN_US", "Ahead", "Arrival", "Chunk", "Mark", "Refusal", "build_chunks", "is_fine", "joined", "time_range",
+    "UNKNOWN_US", "Ahead", "Arrival", "Chunk", "Mark", "ReadUntil", "Refusal", "build_chunks", "is_fine", "joined",
+    "time_range",
 ]  # fmt: skip
 
 Ints = NDArray[np.int64]
@@ -73,6 +74,15 @@ class Ahead(NamedTuple):
 
     service: str
     samples: int
+
+
+class ReadUntil(NamedTuple):
+    """All that one partition of several had at a wall time has been read."""
+
+    partition: int
+    partitions: int
+    """How many the topic has."""
+    until_us: int
 
 
 @dataclass(slots=True)

@@ -12,10 +12,11 @@ from typing import Any, Final
 
 import numpy as np
 from tailrace_schemas.deadletter import MAX_PAYLOAD_BYTES, DeadLetter
+from tailrace_schemas.rows import EVERY_SERVICE
 from tailrace_schemas.samples import Reason, Rejection, SampleBatch, decode
 from tailrace_schemas.topics import shard_of
 
-from tailrace_flows.core.chunk import UNKNOWN_US, Ahead, Arrival, Chunk, Mark, Refusal, build_chunks, joined
+from tailrace_flows.core.chunk import UNKNOWN_US, Ahead, Arrival, Chunk, Mark, ReadUntil, Refusal, build_chunks, joined
 from tailrace_flows.core.config import WindowConfig
 from tailrace_flows.core.counters import Count, Counters, dead_letters
 from tailrace_flows.core.feed import MAX_INVALID_RUN, PoisonedError, Record, is_elsewhere
@@ -32,7 +33,7 @@ ProducerName = tuple[str, str, str]
 """(service, stream, producer id)."""
 _Groups = dict[tuple[str, str, bytes, bool], list[Arrival]]
 """(service, stream, encoded series table, replayed) -> batches."""
-Keyed = tuple[str, Chunk | Mark | Ahead]
+Keyed = tuple[str, Chunk | Mark | Ahead | ReadUntil]
 """(shard, item)."""
 
 FORGET_US: Final = 24 * 3600 * 1_000_000
@@ -84,6 +85,7 @@ class Partition:
     """See the module. Not thread-safe.
 
     Args:
+        partitions: how many the topic has.
         hold: keep `held` back to the oldest open window, for shards that do not store their windows.
         state: of `snapshot`, or None to start at `start`.
 
@@ -98,6 +100,7 @@ class Partition:
         config: WindowConfig,
         now_us: int,
         *,
+        partitions: int = 1,
         hold: bool,
         cluster_id: str,
         start: int,
@@ -106,6 +109,7 @@ class Partition:
         self.number = number
         self.topic = topic
         self.config = config
+        self._partitions = partitions
         self._hold = hold
         self._cluster_id = cluster_id
         kept: _State = (unseal(STATE_VERSION, state) if state is not None else None) or _State(
@@ -330,12 +334,13 @@ class Partition:
     # -- silence ------------------------------------------------------------------------------------
 
     def idle_marks(self, now_us: int) -> list[Keyed]:
-        """Marks for the services that have been silent for `idle`, or for a day; all that was in the partition at this
-        time is read."""
+        """Marks for the services that have been silent for `idle`, or for a day, and one that all that was in the
+        partition at this time is read."""
         items = self._replayed_marks() if self._tells_replayed else []
         if now_us - self._marked_us < MARK_EVERY_US:
             return items
         self._marked_us = now_us
+        items.append((shard_of(EVERY_SERVICE), ReadUntil(self.number, self._partitions, now_us)))
         for name, newest_us in list(self._newest_us.items()):
             silence_us = now_us - self._seen_us[name]
             if silence_us < self.config.idle_us:

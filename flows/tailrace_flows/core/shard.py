@@ -10,21 +10,23 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from tailrace_schemas.rows import EVENTS
+from tailrace_schemas.rows import EVENTS, EVERY_SERVICE
 from tailrace_schemas.topics import shard_of
 
-from tailrace_flows.core.chunk import Ahead, Chunk, Mark
+from tailrace_flows.core.chunk import UNKNOWN_US, Ahead, Chunk, Mark, ReadUntil
 from tailrace_flows.core.config import WindowConfig
 from tailrace_flows.core.counters import Count, Counters
 from tailrace_flows.core.misdated import Misdated
 from tailrace_flows.core.sealed import seal, unseal
-from tailrace_flows.core.table import Block, TableState, WindowTable
+from tailrace_flows.core.table import NO_ROWS, Block, TableState, WindowTable
 
 __all__ = ["Output", "Shard"]
 
 DIRTY_US: Final = 1_000_000
 """Late corrections of emitted rows are collected for so long."""
 COUNTERS_US: Final = 2_000_000
+READ_EVERY_US: Final = 1_000_000
+"""That all partitions are read is said no more often."""
 STATE_VERSION: Final = 2
 MAX_WARNINGS: Final = 20
 
@@ -35,8 +37,8 @@ class Output(NamedTuple):
     blocks: list[Block]
     events: Any = None
     counters: Any = None
-    misdated: Sequence[Block] = ()
-    """Rows for the aggregates topic only."""
+    aside: Sequence[Block] = ()
+    """For the aggregates topic only."""
 
 
 @dataclass
@@ -76,17 +78,25 @@ class Shard:
         if any(entry.table.dirty for entry in self._streams.values()):
             self._dirty_due_us = now_us + DIRTY_US
         self._misdated = Misdated()
+        self._read_until_us: dict[int, int] = {}
+        """Partition -> as of which wall time all of it has been read; of one shard alone, and not kept: after a restart
+        each partition has to say so again."""
+        self._told_until_us = UNKNOWN_US
         self.warnings: list[str] = []
         """What an operator should read, each once; the caller takes them away."""
         self._warned: set[str] = set()
 
-    def on_items(self, items: Iterable[Chunk | Mark | Ahead], now_us: int) -> Output:
+    def on_items(self, items: Iterable[Chunk | Mark | Ahead | ReadUntil], now_us: int) -> Output:
         """Takes what the source brought, in order; returns the rows that are due."""
         events: list[Any] = []
         blocks: list[Block] = []
         touched: dict[tuple[str, str], _Stream] = {}
         forgotten: set[tuple[str, str]] = set()
+        aside: list[Block] = []
         for item in items:
+            if isinstance(item, ReadUntil):
+                aside += self._read_until(item)
+                continue
             if isinstance(item, Ahead):
                 self._misdated.count(item.service, item.samples, 0, item.samples, now_us)
                 continue
@@ -131,7 +141,7 @@ class Shard:
             self._dirty_due_us = None
         elif self._dirty_due_us is None and any(entry.table.dirty for entry in touched.values()):
             self._dirty_due_us = now_us + DIRTY_US
-        misdated = tuple(self._misdated.blocks(now_us))
+        aside += self._misdated.blocks(now_us)
         # Once no partition remembers them, and none has brought more in the meantime.
         forgotten = {name for name in forgotten if not self._streams[name].idle}
         if forgotten:
@@ -143,7 +153,7 @@ class Shard:
             blocks += entry.table.end()  # mostly there is nothing left in it
             if name[1]:
                 self._counters.forget(*name)
-        return Output(blocks, pa.concat_batches(events) if events else None, counters, misdated)
+        return Output(blocks, pa.concat_batches(events) if events else None, counters, aside)
 
     def on_time(self, now_us: int) -> Output:
         """At `next_us`: corrections and counters that are due."""
@@ -238,6 +248,17 @@ class Shard:
         if (key or text) not in self._warned and len(self._warned) < MAX_WARNINGS:
             self._warned.add(key or text)
             self.warnings.append(text)
+
+    def _read_until(self, item: ReadUntil) -> list[Block]:
+        """What is said once all partitions have been read further, at most once in a while."""
+        self._read_until_us[item.partition] = item.until_us
+        if len(self._read_until_us) < item.partitions:
+            return []
+        until_us = min(self._read_until_us.values())
+        if until_us < self._told_until_us + READ_EVERY_US:
+            return []
+        self._told_until_us = until_us
+        return [Block(EVERY_SERVICE, "", self.config.window_seconds, until_us, NO_ROWS)]
 
     def _idle(self, entry: _Stream, mark: Mark) -> list[Block]:
         # Whether to retire is decided by the source, which holds its offset back by the same rule.

@@ -118,6 +118,8 @@ def test_the_foremost_service_that_is_not_far_ahead_says_how_far_all_are_behind(
     clock.hear("wrong clock", 100_000 * S, 100 * S)
     assert clock.behind_us(100 * S) == 30 * S
     assert clock.behind_us(60 * S) == 0
+    clock.advance(100 * S)  # the least of them is waited for
+    assert clock.behind_us(100 * S) == 60 * S
 
 
 def test_who_begins_listens_for_a_while_before_the_first_is_believed() -> None:
@@ -192,3 +194,63 @@ def test_a_restart_into_an_outage_takes_nobody_for_silent() -> None:
     assert clock.advance(100 * S) == 95 * S
     clock.resume(110 * S)
     assert [clock.advance(now_s * S) for now_s in (110, 145, 700)] == [95 * S] * 3
+
+
+def listening(seconds: range, clock: EvaluationClock, *, flow: bool, web: bool, shop: bool) -> list[int | None]:
+    """What is reached every 2 s. `flow`: the windows flow says that it goes on; `web`, `shop`: they send."""
+    reached = []
+    for now_s in seconds[::2]:
+        if flow:
+            clock.go_on(now_s * S)
+        if web:
+            clock.hear("web", (now_s - 5) * S, now_s * S)
+        if shop:
+            clock.hear("shop", (now_s - 5) * S, now_s * S)
+        clock.listen(now_s * S)
+        reached_us = clock.advance(now_s * S)
+        reached.append(None if reached_us is None else reached_us // S)
+    return reached
+
+
+def test_while_the_windows_flow_is_away_nobody_is_taken_for_silent() -> None:
+    """Nor in the time after it in which it has more to read, as one of them is heard before the other."""
+    clock = EvaluationClock(0, settle_us=0)
+    assert listening(range(100, 111), clock, flow=True, web=True, shop=True)[-1] == 105
+    assert set(listening(range(112, 900), clock, flow=False, web=False, shop=False)) == {105}
+    assert set(listening(range(900, 1100), clock, flow=False, web=True, shop=False)) == {105}
+    assert listening(range(1100, 1111), clock, flow=True, web=True, shop=False) == [105] * 6
+    assert listening(range(1112, 1115), clock, flow=True, web=True, shop=True) == [1107, 1109]
+
+
+def test_absences_of_the_windows_flow_that_follow_each_other_do_not_add_up() -> None:
+    clock = EvaluationClock(0, settle_us=0)
+    listening(range(100, 111), clock, flow=True, web=True, shop=True)
+    for start_s in range(112, 300, 15):
+        assert set(listening(range(start_s, start_s + 11), clock, flow=False, web=False, shop=False)) == {105}
+        assert set(listening(range(start_s + 12, start_s + 13), clock, flow=True, web=False, shop=False)) == {105}
+
+
+def test_who_is_silent_while_the_windows_flow_goes_on_is_left_out() -> None:
+    clock = EvaluationClock(0, settle_us=0)
+    listening(range(100, 111), clock, flow=True, web=True, shop=True)
+    reached = listening(range(112, 160), clock, flow=True, web=True, shop=False)
+    assert reached == [105] * 13 + list(range(133, 155, 2))
+
+
+def test_a_part_of_the_topic_that_cannot_be_read_holds_up_the_others_for_five_minutes() -> None:
+    """The windows flow has not read all, but rows come."""
+    clock = EvaluationClock(0, settle_us=0)
+    listening(range(100, 111), clock, flow=True, web=True, shop=True)
+    reached = listening(range(112, 600), clock, flow=False, web=True, shop=False)
+    moved = next(number for number, one in enumerate(reached) if one != 105)
+    assert 300 <= 2 * moved <= 350
+    assert reached[-1] == 593
+
+
+def test_a_state_of_before_the_windows_flow_said_that_it_goes_on_is_read() -> None:
+    clock = EvaluationClock(0, settle_us=0)
+    for name in ("went_on_us", "waited_us", "tried_us", "told_us", "wall_judged_us"):
+        del clock.__dict__[name]
+    clock.listen(100 * S)
+    clock.hear("a", 95 * S, 100 * S)
+    assert clock.advance(100 * S) == 95 * S

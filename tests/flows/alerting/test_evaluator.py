@@ -14,7 +14,7 @@ from tailrace_flows.core.chunk import UNKNOWN_US
 from tailrace_flows.core.sealed import seal
 from tailrace_schemas.alerts import AlertEvent, Command, CommandKind, Transition, time_of
 from tailrace_schemas.config import ConfigModel, load, record_of
-from tailrace_schemas.rows import WindowRows
+from tailrace_schemas.rows import EVERY_SERVICE, WindowRows
 from tailrace_schemas.samples import Series
 
 from tests.flows.alerting.rows import Row, S, batch_of
@@ -155,26 +155,83 @@ groups:
 """
 
 
-def test_a_rule_can_tell_that_judging_is_late_while_it_is() -> None:
+def test_a_rule_can_tell_that_the_flows_stand_still_while_they_do() -> None:
     world = World(config_of(BEHIND))
+    start_s = WALL_US // S
+    world.rows([block(start_s - 10, 0.5)])
+    for seconds in range(100):
+        world.now_us = (start_s + seconds) * S + 500_000
+        world.found(world.evaluator.on_time(world.now_us))
+        assert world.evaluator.next_us(world.now_us) <= (start_s + seconds + 10) * S
+    assert world.told() == [("active", start_s + 50)]
+    (alert,) = [one.alert for one in world.events]
+    assert alert is not None
+    assert alert.current_value == pytest.approx(60.5, abs=0.01)
+    world.rows([block(start_s + 90, 0.5)])
+    world.found(world.evaluator.on_time(world.now_us + 10 * S))
+    assert world.told()[1:] == [("resolved", start_s + 100)]
+
+
+def test_a_rule_that_tells_of_delay_among_others_is_judged_as_they_are() -> None:
+    rule = "  - {alert: Busy, metric: cpu, aggregate: last, op: gt, threshold: 0.9, no_data: ok}\n"
+    world = World(config_of(BEHIND + rule))
     for end_s, late_s in ((10, 15), (20, 30), (30, 45), (40, 61), (80, 40)):
         world.now_us = WALL_US + (end_s + late_s) * S
         world.rows([block(WALL_US // S + end_s, 0.5)])
-    start = WALL_US // S
-    assert world.told() == [("active", start + 40), ("resolved", start + 50)]
-    (alert,) = [one.alert for one in world.events if one.transition.value == "active"]
-    assert alert is not None
-    assert alert.current_value == pytest.approx(61, abs=0.01)
+    start_s = WALL_US // S
+    assert world.told() == [("active", start_s + 40), ("resolved", start_s + 50)]
 
 
 def test_who_begins_anew_is_not_late_with_the_past_hour_but_who_goes_on_is() -> None:
     world = World(config_of(BEHIND))
     world.rows([block(WALL_US // S - 600, 0.5), block(WALL_US // S - 590, 0.5)])
+    world.found(world.evaluator.on_time(world.now_us + 10 * S))
     assert world.told() == []
     world.commit()
     world.crash()
-    world.rows([block(WALL_US // S - 580, 0.5)])
-    assert world.told() == [("active", WALL_US // S - 580)]
+    world.found(world.evaluator.on_time(world.now_us + 20 * S))
+    assert world.told() == [("active", WALL_US // S + 20)]
+
+
+def test_that_the_flows_stand_still_is_told_once_whatever_crashes() -> None:
+    world = World(config_of(BEHIND))
+    start_s = WALL_US // S
+    world.rows([block(start_s, 0.5), block(start_s + 10, 0.5)])
+    world.commit()
+    for seconds in range(20, 200, 10):
+        world.now_us = (start_s + seconds) * S
+        world.found(world.evaluator.on_time(world.now_us))
+        if seconds % 30 == 0:
+            world.crash()
+    world.rows([block(start_s + 200, 0.5)])
+    world.found(world.evaluator.on_time(world.now_us + 10 * S))
+    ended = {one.alert.id for one in world.events if one.alert and one.alert.status.value == "resolved"}
+    assert {one.alert.id for one in world.events if one.alert} == ended
+    assert world.told() == [("active", start_s + 80), ("resolved", start_s + 200)]
+
+
+def test_what_happens_while_the_windows_flow_is_away_is_judged_when_its_rows_come() -> None:
+    world = World()
+    start_s = WALL_US // S
+
+    def time(until_s: int, *, flow: bool) -> None:
+        while world.now_us < (start_s + until_s) * S:
+            world.now_us += 2 * S
+            if flow:
+                read = WindowRows(EVERY_SERVICE, "", 10, world.now_us, batch_of([]))
+                world.found(world.evaluator.on_rows(read, world.now_us))
+            world.found(world.evaluator.on_reading(world.now_us, world.now_us))
+
+    time(2, flow=True)
+    world.rows([block(start_s + end_s, 0.5, service) for end_s in (0, 10) for service in ("web", "shop")])
+    time(10, flow=True)
+    time(400, flow=False)
+    values = {end_s: 0.95 if end_s in (100, 110) else 0.5 for end_s in range(20, 400, 10)}
+    world.rows([block(start_s + end_s, value, "web") for end_s, value in values.items()])
+    time(440, flow=False)
+    world.rows([block(start_s + end_s, value, "shop") for end_s, value in values.items()])
+    time(500, flow=True)
+    assert world.told() == [("active", start_s + 110)] * 2 + [("resolved", start_s + 120)] * 2
 
 
 def test_only_live_rows_of_10_s_count() -> None:

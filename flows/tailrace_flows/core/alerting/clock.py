@@ -22,6 +22,12 @@ NEWS_US: Final = 1_000_000
 """Of what can be heard, no more is told: many partitions say so at about the same time."""
 DEAF_US: Final = 10_000_000
 """Who could hear nothing for longer was held up, or cut off from the broker: nobody was silent in that time."""
+AWAY_US: Final = 5_000_000
+"""A windows flow that did not say for longer that it goes on is away, stands still, or has not read all: nobody is
+silent, as what they have told is still to come. It says so every 2 s."""
+PATIENCE_US: Final = 300_000_000
+"""While rows come, silence counts after so long all the same: a partition that nobody can read is not to hold up the
+alerts of the others for ever."""
 
 
 @dataclass
@@ -41,8 +47,8 @@ class _Service:
 class EvaluationClock:
     """Reached event time never goes back. State: 200 bytes a service.
 
-    Silence is counted in *listened time*: it stands still while the broker is away, or the process is held up, as
-    nobody can be heard then. It is wall time where `listen` is never called.
+    Silence is counted in *listened time*: it stands still while the broker or the windows flow is away, or the process
+    is held up, as nobody can be heard then. It is wall time where `listen` is never called.
     """
 
     started_us: int
@@ -57,20 +63,44 @@ class EvaluationClock:
     """Wall time up to which that was counted."""
     listened_us: int | None = None
     """The last wall time at which what is told could be heard."""
+    went_on_us: int | None = None
+    """Wall time at which the windows flow last said that it goes on; None: it never did, and is not asked to."""
+    waited_us: int = 0
+    """For how long rows have come since, and it is waited for."""
+    tried_us: int = 0
+    """Wall time up to which that was counted."""
+    told_us: int = 0
+    """Wall time at which anybody was last heard."""
+    wall_judged_us: int = 0
+    """The last time that was judged by wall time, for what tells how late evaluation is."""
+
+    def go_on(self, now_us: int) -> None:
+        """The windows flow has said that it goes on, and has read all there is."""
+        self.went_on_us, self.waited_us = now_us, 0
 
     def listen(self, at_us: int) -> bool:
         """What is told can be heard at this wall time; whether that is news."""
+        deaf_after_us = DEAF_US
+        if self.went_on_us is not None and self._waits(at_us):
+            at_us, deaf_after_us = min(at_us, self.went_on_us), AWAY_US
         before_us = self.listened_us
         if before_us is not None:
             if at_us < before_us + NEWS_US:
                 return False
-            if (deaf_us := at_us - before_us) > DEAF_US:
+            if (deaf_us := at_us - before_us) > deaf_after_us:
                 for one in self.services.values():
                     one.heard_us = max(one.heard_us, min(one.heard_us + deaf_us, at_us))
                     if one.lags_since_us is not None:
                         one.lags_since_us += deaf_us
         self.listened_us = at_us
         return True
+
+    def _waits(self, at_us: int) -> bool:
+        """Whether there is patience with the windows flow."""
+        if at_us - self.told_us <= STALL_US:
+            self.waited_us += min(max(at_us - self.tried_us, 0), AWAY_US)
+        self.tried_us = at_us
+        return self.waited_us < PATIENCE_US
 
     def _listened(self, now_us: int) -> int:
         return now_us if self.listened_us is None else min(self.listened_us, now_us)
@@ -83,6 +113,7 @@ class EvaluationClock:
         known = self.services.setdefault(service, _Service(watermark_us, listened_us))
         known.watermark_us = max(known.watermark_us, watermark_us)
         known.heard_us = max(known.heard_us, listened_us)
+        self.told_us = max(self.told_us, now_us)
 
     def advance(self, now_us: int) -> int | None:
         """Event time up to which everything can be evaluated; None: nothing is known yet, or not for long enough.
@@ -111,9 +142,12 @@ class EvaluationClock:
         return self.reached_us
 
     def behind_us(self, now_us: int) -> int | None:
-        """How far the foremost service that is not ahead of everything is behind wall time; None: none is known."""
+        """How far evaluation, or the foremost service that is not ahead of everything, is behind wall time, whichever
+        is more; None: no service is known."""
         known = [one.watermark_us for one in self.services.values() if one.watermark_us < now_us + AHEAD_US]
-        return max(0, now_us - max(known)) if known else None
+        if not known:
+            return None
+        return max(0, now_us - max(known), 0 if self.reached_us is None else now_us - self.reached_us)
 
     def stalled(self, now_us: int) -> list[str]:
         """The services that are left out."""

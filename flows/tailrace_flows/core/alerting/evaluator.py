@@ -13,7 +13,7 @@ from zlib import crc32
 import pyarrow as pa
 from tailrace_schemas.alerts import AlertEvent, Command, CommandKind, Status, Transition, us_of
 from tailrace_schemas.config import ConfigModel, model_of
-from tailrace_schemas.rows import WINDOW_ROWS, WindowRows
+from tailrace_schemas.rows import EVERY_SERVICE, WINDOW_ROWS, WindowRows
 
 from tailrace_flows.core.alerting.clock import EvaluationClock
 from tailrace_flows.core.alerting.lifecycle import AlertSpec, RuleAlerts
@@ -36,9 +36,9 @@ LATENESS_US: Final = 60_000_000
 """Rows are kept so much longer than looked back at: a revised row must find the one it replaces."""
 COUNTERS_US: Final = 2_000_000
 DELAY: Final = "tailrace.evaluation.delay"
-"""How far closed windows are behind wall time, in seconds, when a window is judged: a gauge of the service `tailrace`
-that rules may look at. It is a row of the window that is judged, so that such a rule tells while the flows are behind,
-not afterwards."""
+"""How far behind wall time windows are closed, or judged, whichever is more, in seconds: a gauge of the service
+`tailrace` that rules may look at. A unit that looks at nothing else is judged by wall time, so that it tells while the
+flows are behind, or stand still. In others it is a row of the window that is judged."""
 STATE_VERSION: Final = 1
 
 _GONE: Final = "it is no longer in the configuration"
@@ -121,6 +121,8 @@ class _Slot:
     signature: Any
     unit: Unit
     changed: set[tuple[str, int]] = field(default_factory=set)
+    by_wall: bool = False
+    """Whether it is judged by wall time."""
 
     def take(self, t_us: int) -> Sequence[tuple[str, int]]:
         """What changed of windows up to a time, in order; it is no longer here then."""
@@ -159,6 +161,7 @@ class Evaluator:
         """Of `_config`, as JSON: a model's class may have other fields when it is read."""
         self._slots: dict[str, _Slot] = {}
         self._counters_us = now_us
+        self._live = live
         self._clock = EvaluationClock(now_us) if live else EvaluationClock(now_us, settle_us=0)
         self._delays_from_us = (UNKNOWN_US if state else now_us) if live else AFTER_ALL
         """Who begins anew begins with the past hour, which is not late."""
@@ -168,6 +171,8 @@ class Evaluator:
         """What the next call gives: after a restart, the events of what is active again."""
         self._counters = Counters(f"evaluator {number}")
         self._store = WindowStore({})
+        self._delays = WindowStore({})
+        """What units look at that are judged by wall time. Not kept over a restart."""
         unknown: list[Told] = []
         if state is not None:
             state_us = self._restore(state, now_us)
@@ -210,6 +215,9 @@ class Evaluator:
         unknown = []
         for told in every:
             slot = self._slots.get(told.unit)
+            if slot is not None and slot.by_wall and told.due_us is not None:
+                # No time is judged a second time.
+                told = told._replace(due_us=min(told.due_us, self._clock.wall_judged_us))
             events = None if slot is None else slot.unit.recall(told)
             if events is None:
                 unknown.append(told)
@@ -252,6 +260,9 @@ class Evaluator:
         """Rows of closed windows. Only the live stream is judged, and only rows of 10 s."""
         if block.stream:
             return Findings()
+        if block.service == EVERY_SERVICE:
+            self._clock.go_on(now_us)
+            return self.on_time(now_us)
         if block.window_seconds * 1_000_000 == STEP_US:
             changed = self._store.add(block.stream, block.rows)
             for slot in self._slots.values():
@@ -276,6 +287,7 @@ class Evaluator:
         blocks: list[WindowRows] = []
         due = self._due(now_us)
         behind_us = self._clock.behind_us(now_us)
+        events += self._judge_by_wall(now_us, behind_us)
         if DELAY in self._store.keep and behind_us is not None:
             for t_us in due:
                 if t_us >= self._delays_from_us:
@@ -283,7 +295,7 @@ class Evaluator:
         for part in (due[first : first + AT_ONCE] for first in range(0, len(due), AT_ONCE)):
             for t_us in part:
                 for slot in self._slots.values():
-                    if t_us % slot.unit.interval_us:
+                    if slot.by_wall or t_us % slot.unit.interval_us:
                         continue
                     found = slot.unit.judge(Moment(self._store, t_us, part[-1], slot.take(t_us), self._count))
                     events += found.events
@@ -299,6 +311,8 @@ class Evaluator:
         due_us = self._clock.next_us(now_us)
         if self._first:
             return now_us
+        if self._delays.keep:
+            due_us = min(due_us, now_us - now_us % STEP_US + STEP_US)
         return min(due_us, self._counters_us) if self._counters.changed else due_us
 
     def snapshot(self) -> bytes:
@@ -308,6 +322,21 @@ class Evaluator:
         return seal(STATE_VERSION, (self.number, self._clock, self._judged_us, totals, rows, self._texts, units))
 
     # --------------------------------------------------------------------------------------------------
+
+    def _judge_by_wall(self, now_us: int, behind_us: int | None) -> list[AlertEvent]:
+        """Judges the units that tell how late the others are: once in a step of wall time, as of its begin."""
+        t_us = now_us - now_us % STEP_US
+        if not self._delays.keep or t_us <= self._clock.wall_judged_us:
+            return []
+        self._clock.wall_judged_us = t_us
+        if behind_us is not None and (self._clock.reached_us or UNKNOWN_US) >= self._delays_from_us:
+            self._delays.add("", _delay_row(t_us, behind_us / 1e6))
+        events: list[AlertEvent] = []
+        for slot in self._slots.values():
+            if slot.by_wall and not t_us % slot.unit.interval_us:
+                events += slot.unit.judge(Moment(self._delays, t_us, t_us, (), self._count)).events
+        self._delays.forget(t_us)
+        return events
 
     def _due(self, now_us: int) -> range:
         """The multiples of a step that can be judged now."""
@@ -331,7 +360,8 @@ class Evaluator:
         plans = {key: one for key, one in self._plan(config).items() if self._owns(key)}
         events: list[AlertEvent] = []
         for key in [key for key in self._slots if key not in plans]:
-            events += self._slots.pop(key).unit.close(self._now_us(), _GONE)
+            gone = self._slots.pop(key)
+            events += gone.unit.close(self._at_us(gone), _GONE)
         for key, plan in plans.items():
             slot = self._slots.get(key)
             if slot is not None and slot.signature == plan.signature:
@@ -339,11 +369,16 @@ class Evaluator:
             state, changed = kept.get(key) or (slot.unit.snapshot() if slot else None, set())
             unit = plan.build(state)
             if slot is not None:
-                events += slot.unit.close(self._now_us(), _GONE, unit)
-            self._slots[key] = _Slot(plan.signature, unit, changed)
+                events += slot.unit.close(self._at_us(slot), _GONE, unit)
+            self._slots[key] = _Slot(plan.signature, unit, changed, self._live and set(unit.keep) == {DELAY})
         self._slots = dict(sorted(self._slots.items()))  # in which they are judged
-        self._store.keep = _widest(slot.unit.keep for slot in self._slots.values())
+        self._store.keep = _widest(slot.unit.keep for slot in self._slots.values() if not slot.by_wall)
+        self._delays.keep = _widest(slot.unit.keep for slot in self._slots.values() if slot.by_wall)
         return events
+
+    def _at_us(self, slot: _Slot) -> int:
+        """As of when something is said of a unit that is not judged."""
+        return self._clock.wall_judged_us if slot.by_wall else self._now_us()
 
     def _now_us(self) -> int:
         return self._judged_us or self._clock.started_us
