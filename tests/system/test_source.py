@@ -11,7 +11,8 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from tailrace_flows import host_clock
 from tailrace_flows import source as source_module
 from tailrace_flows.adapters import Adapters
-from tailrace_flows.core.chunk import Chunk, Mark
+from tailrace_flows.core import partition as partition_module
+from tailrace_flows.core.chunk import Chunk, Mark, ReadUntil
 from tailrace_flows.core.config import WindowConfig
 from tailrace_flows.core.partition import MARK_EVERY_US
 from tailrace_flows.settings import KafkaSettings, Settings
@@ -121,6 +122,32 @@ def test_nobody_is_silent_while_the_broker_cannot_be_reached(
         finally:
             proxy.mode = Mode.PASS  # or closing waits for the broker
             reader.close()
+
+
+def test_a_partition_that_always_brings_something_says_as_of_when_it_is_read(
+    embedded_broker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_module, "MARK_EVERY_US", 50_000)
+    monkeypatch.setattr(partition_module, "MARK_EVERY_US", 50_000)
+    client = {"bootstrap.servers": embedded_broker, "log_level": 0}
+    send(client, "busy", 1)
+    source = sample_source(client, "busy", "group", WindowConfig(), hold=False, stop=threading.Event())
+    reader = source.build_part("samples", "00000", None)
+    sent = iter(range(1, 1_000))
+
+    def told() -> ReadUntil | None:
+        send(client, "busy", 1, next(sent))
+        items = [item[-1] for item in reader.next_batch() if isinstance(item, tuple)]
+        until = [item for item in items if isinstance(item, ReadUntil)]
+        assert all(item.until_us <= now_us() for item in until)
+        return until[0] if until and any(isinstance(item, Chunk) for item in items) else None
+
+    try:
+        first = eventually(told)
+        assert eventually(told).until_us > first.until_us
+        assert (first.partition, first.partitions) == (0, 4)  # as the embedded broker makes them
+    finally:
+        reader.close()
 
 
 @pytest.mark.kafka
