@@ -580,6 +580,7 @@ class World:
             self._deliver(*one)
         self.evaluators.commit()
         self.response.read(self.evaluators.topic, len(self.evaluators.topic), self.now_us)
+        self.response.commit()  # also where nothing is due any more: what was given just now is sent
         until_us = self.now_us + SETTLED_US
         while (due_us := self.response.responder.next_us()) is not None and due_us <= until_us:
             self.now_us = max(self.now_us, due_us)
