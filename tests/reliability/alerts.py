@@ -5,6 +5,8 @@ acknowledge, resolve, mark and silence; the configuration changes; the evaluator
 and go on from their last states. Every event must be the one that `_Judge` finds with all rows at hand, and whoever is
 notified must in the end know what is so.
 
+In outages nothing can be read; what waited then is read one after the other, until its time is wall time again.
+
 In a *changing* world services are silent for so long that they are not waited for, and the configuration changes just
 before a crash. What is found is then not found again; but every alert that was told of must end.
 """
@@ -38,6 +40,13 @@ __all__ = ["play", "play_changing"]
 
 START_S = 1_700_000_400
 STEP_S = 10
+BACKLOG_STEPS_US = (10_000, 100_000, 500_000)
+"""A window of a service that waited in Kafka is read so soon after the one before: 50 minutes of three services in 9 s
+to 9 minutes, with those that end meanwhile."""
+OUTAGES_S = (40, 300, 3000)
+OUTAGES_OFTEN = (6, 3, 1)
+OUTAGES_PER_US = 0.0036 / S
+"""While windows are read; one is due every 3.3 s."""
 SERVICES = ("web", "shop", "db")
 CPU = tuple(Series("cpu", "gauge", "1", (("host", host),)) for host in ("a", "b"))
 GOOD, ALL = Series("ok", "counter", "1"), Series("all", "counter", "1")
@@ -426,18 +435,25 @@ class World:
         self.moods: dict[str, str] = dict.fromkeys(SERVICES, "calm")
         self.commands = 0
         self.steps = 0
+        self.windows = 0
+        self.backlog_step_us = BACKLOG_STEPS_US[0]
         self.done: Counter[str] = Counter()
 
-    def window(self, number: int) -> None:
-        """The rows of all services of one window, and whatever else happens meanwhile."""
+    def pass_windows(self, n: int) -> None:
+        """So many windows at their own time, and those in between that outages made wait."""
+        while n:
+            n -= not self._is_behind(self.windows + 1)
+            self.window()
+
+    def window(self) -> None:
+        """The rows of all services of the next window, and whatever else happens meanwhile."""
         random = self.random
-        end_s = START_S + number * STEP_S
+        self.windows += 1
+        number, end_s = self.windows, START_S + self.windows * STEP_S
         waiting, self.held = self.held, []
         for service in random.sample(SERVICES, len(SERVICES)):
             rows = self._rows(service, end_s, whole=number == 1)
-            self.now_us += S if self.judge.listening else STEP_S * S // len(SERVICES)
-            if not self.changing and not self.judge.listening and self.outages.random() < 0.02:
-                self._pass_an_outage()
+            self._pass_time(number)
             self.evaluators.reads(self.now_us)
             if self._is_silent(service, number):
                 self.held += [*(one for one in waiting if one[0] == service), (service, end_s, rows)]
@@ -452,16 +468,32 @@ class World:
         if self.judge.listening:
             self._listen()
 
-    def _pass_an_outage(self) -> None:
-        """Nothing can be read for a while: what was sent meanwhile comes when it is over.
+    def _is_behind(self, number: int) -> bool:
+        """Whether a window ended a while ago, and waits to be read."""
+        return self.now_us > (START_S + number * STEP_S) * S
 
-        Rows do not catch up with wall time here. So no outage is long, and there are none where all may be silent.
-        """
-        until_us = self.now_us + self.outages.choice((40, 300)) * S
+    def _pass_time(self, number: int) -> None:
+        """The time until rows of a window can be read."""
+        if self.judge.listening:
+            self.now_us += S
+            return
+        behind = self._is_behind(number)
+        step_us = self.backlog_step_us if behind else STEP_S * S // len(SERVICES)
+        self.done["windows read late"] += behind
+        self.now_us += step_us
+        if not self.calm and self.outages.random() < OUTAGES_PER_US * step_us:
+            self._pass_an_outage()
+
+    def _pass_an_outage(self) -> None:
+        """Nothing can be read for a while: what was sent meanwhile comes when it is over."""
+        (outage_s,) = self.outages.choices(OUTAGES_S, OUTAGES_OFTEN)
+        until_us = self.now_us + outage_s * S
         while self.now_us < until_us:
             self.now_us += STEP_S * S
             self.evaluators.look(self.now_us)
-        self.done["outages"] += 1
+            self.response.look(self.now_us)
+        self.backlog_step_us = self.outages.choice(BACKLOG_STEPS_US)
+        self.done[f"outages of {outage_s} s"] += 1
 
     def _is_silent(self, service: str, number: int) -> bool:
         if not self.changing or self.calm or number == 1:
@@ -658,11 +690,9 @@ CALM_WINDOWS = 60
 def play_changing(seed: int, windows: int = 100) -> tuple[int, Counter[str]]:
     """Lets the changing world of this seed happen, as `play`."""
     world = World(seed, changing=True)
-    for number in range(1, windows + 1):
-        world.window(number)
+    world.pass_windows(windows)
     world.calm = True
-    for number in range(windows + 1, windows + 1 + CALM_WINDOWS):
-        world.window(number)
+    world.pass_windows(CALM_WINDOWS)
     world.settle()
     world.check_ends()
     return world.steps, Counter({f"{name}, changing": value for name, value in world.done.items()})
@@ -675,8 +705,7 @@ def play(seed: int, windows: int = 100) -> tuple[int, Counter[str]]:
         AssertionError: something came out that should not have.
     """
     world = World(seed)
-    for number in range(1, windows + 1):
-        world.window(number)
+    world.pass_windows(windows)
     world.settle()
     world.check()
     world.done["events"] += len(world.judge.told)
