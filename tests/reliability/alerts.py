@@ -720,7 +720,7 @@ def play(seed: int, windows: int = 100) -> tuple[int, Counter[str]]:
     "twice and revised, commands twice, new configurations; every event against plain dictionaries; and as many worlds "
     "in which silent services come back and rules change within a crash, after which every alert told of must end",
     unit="steps",
-    short=6_000,
+    short=40_000,
     long=1_000_000,
 )
 def alerts(run: Run) -> Result:
