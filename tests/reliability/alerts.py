@@ -5,7 +5,8 @@ acknowledge, resolve, mark and silence; the configuration changes; the evaluator
 and go on from their last states. Every event must be the one that `_Judge` finds with all rows at hand, and whoever is
 notified must in the end know what is so.
 
-In outages nothing can be read; what waited then is read one after the other, until its time is wall time again.
+In outages nothing can be read; what waited then is read one after the other, until its time is wall time again. In
+every second world the windows flow says that it goes on, and is itself away in half of the outages.
 
 In a *changing* world services are silent for so long that they are not waited for, and the configuration changes just
 before a crash. What is found is then not found again; but every alert that was told of must end.
@@ -29,7 +30,7 @@ from tailrace_schemas.alerts import AlertEvent, Command, CommandKind, Labels, Tr
 from tailrace_schemas.config import ConfigModel, load, record_of
 from tailrace_schemas.config.rules import NoData, Rule, RuleGroup
 from tailrace_schemas.notifications import Notification
-from tailrace_schemas.rows import WindowRows
+from tailrace_schemas.rows import EVERY_SERVICE, WindowRows
 from tailrace_schemas.samples import Series
 
 from tests.flows.alerting.rows import Row, S, batch_of, slow_values
@@ -420,6 +421,11 @@ class World:
     def __init__(self, seed: int, *, changing: bool = False) -> None:
         self.random = random = Random(seed)
         self.outages = Random(f"outages {seed}")  # its own: worlds of before they were thought of stay what they were
+        self.flow = Random(f"flow {seed}")
+        self.speaks = self.flow.random() < 0.5
+        """Whether the windows flow says that it goes on, as those of before could not."""
+        self.away = False
+        """Whether it was away, and has not caught up yet."""
         self.changing = changing
         self.silent: dict[str, int] = {}
         """Of a changing world: service -> for how many windows it will still be silent."""
@@ -454,6 +460,10 @@ class World:
         for service in random.sample(SERVICES, len(SERVICES)):
             rows = self._rows(service, end_s, whole=number == 1)
             self._pass_time(number)
+            self.away = self.away and self._is_behind(number)
+            if self.speaks and not self.away:
+                read = WindowRows(EVERY_SERVICE, "", STEP_S, self.now_us, batch_of([]))
+                self.evaluators.take(read, self.now_us)
             self.evaluators.reads(self.now_us)
             if self._is_silent(service, number):
                 self.held += [*(one for one in waiting if one[0] == service), (service, end_s, rows)]
@@ -485,13 +495,18 @@ class World:
             self._pass_an_outage()
 
     def _pass_an_outage(self) -> None:
-        """Nothing can be read for a while: what was sent meanwhile comes when it is over."""
+        """Nothing can be read for a while, or nothing comes: what was sent meanwhile comes when it is over."""
+        self.away = self.speaks and self.flow.random() < 0.5
         (outage_s,) = self.outages.choices(OUTAGES_S, OUTAGES_OFTEN)
         until_us = self.now_us + outage_s * S
         while self.now_us < until_us:
             self.now_us += STEP_S * S
-            self.evaluators.look(self.now_us)
+            if self.away:
+                self.evaluators.reads(self.now_us)
+            else:
+                self.evaluators.look(self.now_us)
             self.response.look(self.now_us)
+        self.done["outages of the windows flow"] += self.away
         self.backlog_step_us = self.outages.choice(BACKLOG_STEPS_US)
         self.done[f"outages of {outage_s} s"] += 1
 

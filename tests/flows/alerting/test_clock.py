@@ -49,6 +49,19 @@ SCENARIOS = {
         160: -> 130
         161: a=150 -> 150
     """,
+    "a pause in a backlog passes by no more than its own time of it": """
+        1000: a=10 b=12 -> 10
+        1029: -> 10
+        1030: -> 42
+        1040: -> 52
+        1041: a=60 b=70 -> 60
+        1042: a=900 b=900 -> 900
+    """,
+    "one whose clock is behind does not hold up what is found to be missing": """
+        100: a=95 b=-3500 -> -3500
+        130: -> 100
+        135: -> 105
+    """,
     "who was never heard of may have a backlog, for which there is time": """
         29: -> -
         30: -> 0
@@ -92,6 +105,13 @@ def test_after_a_restart_those_who_are_not_known_yet_have_time_to_be_heard_of() 
     assert clock.advance(100 * S) is None
     clock.hear("a", 10 * S, 101 * S)
     assert clock.advance(101 * S) == 10 * S
+
+
+def test_a_restart_after_a_while_puts_off_no_further_what_is_found_to_be_missing() -> None:
+    clock = EvaluationClock(0, settle_us=0)
+    clock.hear("a", 95 * S, 100 * S)
+    clock.resume(1000 * S)
+    assert clock.advance(1031 * S) == 1001 * S
 
 
 def test_a_service_that_was_gone_for_a_day_is_forgotten_by_a_restart() -> None:
@@ -249,7 +269,7 @@ def test_a_part_of_the_topic_that_cannot_be_read_holds_up_the_others_for_five_mi
 
 def test_a_state_of_before_the_windows_flow_said_that_it_goes_on_is_read() -> None:
     clock = EvaluationClock(0, settle_us=0)
-    for name in ("went_on_us", "waited_us", "tried_us", "told_us", "wall_judged_us"):
+    for name in ("went_on_us", "waited_us", "tried_us", "told_us", "newest_us", "lag_us", "wall_judged_us"):
         del clock.__dict__[name]
     clock.listen(100 * S)
     clock.hear("a", 95 * S, 100 * S)

@@ -71,6 +71,10 @@ class EvaluationClock:
     """Wall time up to which that was counted."""
     told_us: int = 0
     """Wall time at which anybody was last heard."""
+    newest_us: int = 0
+    """The greatest watermark of any service."""
+    lag_us: int = 0
+    """How far that was behind listened time when anybody was last heard."""
     wall_judged_us: int = 0
     """The last time that was judged by wall time, for what tells how late evaluation is."""
 
@@ -114,12 +118,15 @@ class EvaluationClock:
         known.watermark_us = max(known.watermark_us, watermark_us)
         known.heard_us = max(known.heard_us, listened_us)
         self.told_us = max(self.told_us, now_us)
+        self.newest_us = max(self.newest_us, watermark_us)
+        self.lag_us = max(0, listened_us - self.newest_us)
 
     def advance(self, now_us: int) -> int | None:
         """Event time up to which everything can be evaluated; None: nothing is known yet, or not for long enough.
 
         The least watermark of the services that are waited for; while there is none, listened time less STALL_US, so
-        that rules about missing data see that it is missing.
+        that rules about missing data see that it is missing. Where they were further behind, less that: a pause in a
+        backlog, or of a service whose clock is behind, passes by no more than its own time of it.
         """
         listened_us = self._listened(now_us)
         # Not beyond wall time: one service whose clock is ahead must not make laggards of all the others.
@@ -136,8 +143,8 @@ class EvaluationClock:
             self.looked_us = now_us
             if self.settling_us:
                 return self.reached_us
-        found_us = min(live) if live else listened_us - STALL_US
-        if live or found_us >= self.started_us:
+        found_us = min(live) if live else listened_us - max(STALL_US, self.lag_us)
+        if live or listened_us - STALL_US >= self.started_us:
             self.reached_us = found_us if self.reached_us is None else max(self.reached_us, found_us)
         return self.reached_us
 
