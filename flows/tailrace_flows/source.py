@@ -102,6 +102,8 @@ class TopicSource(FixedPartitionedSource[Any, bytes]):
         self._build = build
         self._stop = stop
         self._since_us = since_us
+        self._partitions = 0
+        """How many were listed; a topic may grow before the last one is built."""
         self._origin = _Origin(client, topic)
         self._ends = _Ends(client, topic)
         self._turns = Turns(MAX_ROUND_BYTES)
@@ -114,14 +116,15 @@ class TopicSource(FixedPartitionedSource[Any, bytes]):
             consumer.close()
         if found.error is not None:
             raise about(self._topic, found.error)
+        self._partitions = len(found.partitions)
         return [f"{number:05d}" for number in found.partitions]
 
     def build_part(self, step_id: str, for_part: str, resume_state: bytes | None) -> "_Reader":
         consumer = self._consumer()
         number = int(for_part)
         origin = self._origin.read()
-        # It has to know the partition's leader, too.
-        partitions = len(consumer.list_topics(self._topic, METADATA_TIMEOUT_S).topics[self._topic].partitions)
+        known = consumer.list_topics(self._topic, METADATA_TIMEOUT_S)  # it has to know the partition's leader, too
+        partitions = self._partitions or len(known.topics[self._topic].partitions)
         place = TopicPartition(self._topic, number)
         low, high = consumer.get_watermark_offsets(place, METADATA_TIMEOUT_S)
         recent = low if resume_state else self._recent(consumer, place, low)

@@ -204,8 +204,8 @@ BASELINES: Any = pa.schema(
 
 EVERY_SERVICE = ""
 """In place of a service's name, in a message without rows: the windows flow goes on. Its `watermark_us` is no event
-time, but a wall time: of all samples that Kafka had by then, the rows of windows that they close are on their way. Said
-every 2 s, as far as the flow reaches Kafka and keeps up."""
+time, but a wall time: all samples that Kafka had by then have been read, and the rows of windows that they close are on
+their way. Said every 2 s, as far as it has read more."""
 
 _ENVELOPE = FlatCodec("WindowRows")
 

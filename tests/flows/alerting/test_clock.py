@@ -221,7 +221,7 @@ def listening(seconds: range, clock: EvaluationClock, *, flow: bool, web: bool, 
     reached = []
     for now_s in seconds[::2]:
         if flow:
-            clock.go_on(now_s * S)
+            clock.go_on(now_s * S, now_s * S)
         if web:
             clock.hear("web", (now_s - 5) * S, now_s * S)
         if shop:
@@ -269,8 +269,63 @@ def test_a_part_of_the_topic_that_cannot_be_read_holds_up_the_others_for_five_mi
 
 def test_a_state_of_before_the_windows_flow_said_that_it_goes_on_is_read() -> None:
     clock = EvaluationClock(0, settle_us=0)
-    for name in ("went_on_us", "waited_us", "tried_us", "told_us", "newest_us", "lag_us", "wall_judged_us"):
+    for name in ("read_until_us", "waited_us", "tried_us", "told_us", "newest_us", "lag_us"):
         del clock.__dict__[name]
     clock.listen(100 * S)
     clock.hear("a", 95 * S, 100 * S)
     assert clock.advance(100 * S) == 95 * S
+
+
+def test_of_a_windows_flow_that_falls_behind_silence_counts_as_of_what_it_has_read() -> None:
+    """It reads a fifth as fast as time passes, and has not come to what the shop has sent meanwhile."""
+    clock = EvaluationClock(0, settle_us=0)
+    listening(range(100, 111), clock, flow=True, web=True, shop=True)
+    left_out = 0
+    for now_s in range(112, 300, 2):
+        until_s = 110 + (now_s - 110) / 5
+        clock.go_on(round(until_s * S), now_s * S)
+        clock.hear("web", round((until_s - 5) * S), now_s * S)
+        clock.listen(now_s * S)
+        clock.advance(now_s * S)
+        if clock.stalled(now_s * S):
+            left_out = left_out or now_s
+    assert 110 + 5 * 28 <= left_out <= 110 + 5 * 30
+
+
+@pytest.mark.parametrize("hosts_s", [-1000, 1000])
+def test_the_clock_of_the_windows_flows_host_may_be_another(hosts_s: int) -> None:
+    """It says when it has read by its own; a restart does not make it wait until the other one has come so far."""
+    clock = EvaluationClock(0, settle_us=0)
+
+    def pass_time(first_s: int, last_s: int, *, shop: bool) -> int | None:
+        for now_s in range(first_s, last_s, 2):
+            clock.go_on((now_s + hosts_s) * S, now_s * S)
+            clock.hear("web", (now_s - 5) * S, now_s * S)
+            if shop:
+                clock.hear("shop", (now_s - 5) * S, now_s * S)
+            clock.listen(now_s * S)
+            clock.advance(now_s * S)
+        return clock.reached_us
+
+    assert pass_time(10_000, 10_020, shop=True) == 10_013 * S
+    clock.resume(10_020 * S)
+    assert pass_time(10_020, 10_080, shop=False) == 10_073 * S
+
+
+def test_a_windows_flow_whose_hosts_clock_was_set_back_is_believed_from_then_on() -> None:
+    clock = EvaluationClock(0, settle_us=0)
+    listening(range(5000, 5011), clock, flow=True, web=True, shop=True)
+    for now_s in range(5012, 5080, 2):
+        clock.go_on((now_s - 3600) * S, now_s * S)
+        clock.hear("web", (now_s - 5) * S, now_s * S)
+        clock.listen(now_s * S)
+        clock.advance(now_s * S)
+    assert clock.reached_us == 5073 * S
+
+
+def test_one_service_that_is_ahead_takes_nothing_from_a_pause_in_the_backlog_of_others() -> None:
+    clock = EvaluationClock(0, settle_us=0)
+    clock.hear("a", 10 * S, 1000 * S)
+    clock.hear("ahead", 1_000_000 * S, 1000 * S)
+    clock.hear("b", 12 * S, 1000 * S)
+    assert clock.advance(1030 * S) == 42 * S

@@ -172,25 +172,88 @@ def test_a_rule_can_tell_that_the_flows_stand_still_while_they_do() -> None:
     assert world.told()[1:] == [("resolved", start_s + 100)]
 
 
-def test_a_rule_that_tells_of_delay_among_others_is_judged_as_they_are() -> None:
-    rule = "  - {alert: Busy, metric: cpu, aggregate: last, op: gt, threshold: 0.9, no_data: ok}\n"
-    world = World(config_of(BEHIND + rule))
-    for end_s, late_s in ((10, 15), (20, 30), (30, 45), (40, 61), (80, 40)):
-        world.now_us = WALL_US + (end_s + late_s) * S
-        world.rows([block(WALL_US // S + end_s, 0.5)])
+BUSY = "  - {alert: Busy, metric: cpu, aggregate: last, op: gt, threshold: 0.9, no_data: ok}\n"
+
+
+def test_a_rule_that_tells_of_delay_goes_by_the_clock_among_others_too() -> None:
+    world = World(config_of(BEHIND + BUSY))
     start_s = WALL_US // S
-    assert world.told() == [("active", start_s + 40), ("resolved", start_s + 50)]
+    world.rows([block(start_s + end_s, 0.95) for end_s in (0, 10)])
+    for seconds in range(20, 100):
+        world.now_us = (start_s + seconds) * S
+        world.found(world.evaluator.on_time(world.now_us))
+    assert world.told() == [("active", start_s), ("resolved", start_s + 20), ("active", start_s + 80)]
 
 
-def test_who_begins_anew_is_not_late_with_the_past_hour_but_who_goes_on_is() -> None:
+@pytest.mark.parametrize("late_s", [5, 9, 600])
+def test_a_group_that_tells_of_delay_may_get_other_rules_and_lose_them_again(late_s: int) -> None:
     world = World(config_of(BEHIND))
-    world.rows([block(WALL_US // S - 600, 0.5), block(WALL_US // S - 590, 0.5)])
-    world.found(world.evaluator.on_time(world.now_us + 10 * S))
-    assert world.told() == []
+    (key,) = world.config
+    both, one = config_of(BEHIND + BUSY), config_of(BEHIND)
+    swapped = config_of(BEHIND.replace("tailrace.evaluation.delay", "cpu"))
+    start_s = WALL_US // S
+    for seconds in range(0, 1000, 2):
+        world.now_us = (start_s + seconds) * S
+        if seconds % 10 == 0:
+            world.rows([block(start_s + seconds - late_s, 0.5)])
+        if seconds % 50 == 44:
+            world.config = (both, swapped, one)[seconds // 50 % 3]
+            world.found(world.evaluator.on_change(key, world.config[key], world.now_us))
+            world.commit()
+            world.crash()
+        world.found(world.evaluator.on_time(world.now_us))
+    found = [one.alert.status.value for one in world.events if one.alert]
+    assert (found[-1:] or ["resolved"]) == (["active"] if late_s > 60 else ["resolved"])
+
+
+def test_that_the_flows_are_behind_ends_where_the_clock_was_ahead_when_it_was_told() -> None:
+    world = World(config_of(BEHIND))
+    start_s = WALL_US // S
+    world.rows([block(start_s, 0.5)])
+    world.now_us += 24 * 3600 * S
+    for _ in range(5):
+        world.now_us += 10 * S
+        world.found(world.evaluator.on_time(world.now_us))
+    assert [transition for transition, _ in world.told()] == ["active"]
     world.commit()
+    world.now_us = (start_s + 30) * S
     world.crash()
-    world.found(world.evaluator.on_time(world.now_us + 20 * S))
-    assert world.told() == [("active", WALL_US // S + 20)]
+    for seconds in range(30, 80, 5):
+        world.now_us = (start_s + seconds) * S
+        world.rows([block(start_s + seconds - 5, 0.5)])
+    assert [transition for transition, _ in world.told()] == ["active", "resolved"]
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_who_begins_or_goes_on_is_not_late_with_what_is_still_to_be_read(*, goes_on: bool) -> None:
+    world = World(config_of(BEHIND))
+    start_s = WALL_US // S
+    if goes_on:
+        world.now_us -= 600 * S
+    world.rows([block(start_s - 600, 0.5), block(start_s - 590, 0.5)])
+    if goes_on:
+        world.commit()
+        world.now_us = WALL_US
+        world.crash()
+    for seconds in range(10, 30, 5):
+        world.now_us = (start_s + seconds) * S
+        world.found(world.evaluator.on_time(world.now_us))
+    assert world.told() == []
+    world.now_us = (start_s + 40) * S
+    world.found(world.evaluator.on_time(world.now_us))
+    assert world.told() == [("active", start_s + 40)]
+
+
+def test_a_rule_of_a_longer_interval_tells_of_delay_also_where_the_flow_is_held_up() -> None:
+    world = World(config_of(BEHIND.replace("name: host", "name: host\n  interval: 1m")))
+    start_s = WALL_US // S // 60 * 60 + 60
+    world.now_us = start_s * S
+    world.rows([block(start_s, 0.5)])
+    for minute in range(1, 5):
+        for seconds in range(12, 60, 10):
+            world.now_us = (start_s + 60 * minute + seconds) * S
+            world.found(world.evaluator.on_time(world.now_us))
+    assert world.told() == [("active", start_s + 60)]
 
 
 def test_that_the_flows_stand_still_is_told_once_whatever_crashes() -> None:
@@ -207,7 +270,7 @@ def test_that_the_flows_stand_still_is_told_once_whatever_crashes() -> None:
     world.found(world.evaluator.on_time(world.now_us + 10 * S))
     ended = {one.alert.id for one in world.events if one.alert and one.alert.status.value == "resolved"}
     assert {one.alert.id for one in world.events if one.alert} == ended
-    assert world.told() == [("active", start_s + 80), ("resolved", start_s + 200)]
+    assert world.told() == [("active", start_s + 90), ("resolved", start_s + 190)]
 
 
 def test_what_happens_while_the_windows_flow_is_away_is_judged_when_its_rows_come() -> None:

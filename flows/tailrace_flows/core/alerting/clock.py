@@ -6,7 +6,7 @@ A plain state machine; wall time (`now_us`) only says who is waited for.
 from dataclasses import dataclass, field
 from typing import Final
 
-__all__ = ["SETTLE_US", "STALL_US", "EvaluationClock"]
+__all__ = ["DELAY", "SETTLE_US", "STALL_US", "EvaluationClock"]
 
 STALL_US: Final = 30_000_000
 """Nobody is waited for longer: neither a service that is silent, nor one whose time lags behind the others'."""
@@ -23,11 +23,17 @@ NEWS_US: Final = 1_000_000
 DEAF_US: Final = 10_000_000
 """Who could hear nothing for longer was held up, or cut off from the broker: nobody was silent in that time."""
 AWAY_US: Final = 5_000_000
-"""A windows flow that did not say for longer that it goes on is away, stands still, or has not read all: nobody is
-silent, as what they have told is still to come. It says so every 2 s."""
+"""A windows flow that did not say for longer how far it has read is away, stands still, or has a backlog: nobody was
+silent in that time. It says so every 2 s."""
+SET_BACK_US: Final = 60_000_000
+"""Its host's clock was set back if it says so much less than before."""
 PATIENCE_US: Final = 300_000_000
-"""While rows come, silence counts after so long all the same: a partition that nobody can read is not to hold up the
-alerts of the others for ever."""
+"""While rows come without its saying so, silence counts after so long all the same: a partition that nobody can read is
+not to hold up the alerts of the others for ever."""
+DELAY: Final = "tailrace.evaluation.delay"
+"""How far behind wall time windows are closed, or judged, whichever is more, in seconds: a gauge of the service
+`tailrace` that rules may look at. A rule that looks at nothing else is judged by wall time, so that it tells while the
+flows are behind, or stand still. For others, and detectors, it is a row of the window that is judged."""
 
 
 @dataclass
@@ -63,8 +69,8 @@ class EvaluationClock:
     """Wall time up to which that was counted."""
     listened_us: int | None = None
     """The last wall time at which what is told could be heard."""
-    went_on_us: int | None = None
-    """Wall time at which the windows flow last said that it goes on; None: it never did, and is not asked to."""
+    read_until_us: int | None = None
+    """Wall time up to which the windows flow said last that it has read all; None: it never did, and need not."""
     waited_us: int = 0
     """For how long rows have come since, and it is waited for."""
     tried_us: int = 0
@@ -72,21 +78,27 @@ class EvaluationClock:
     told_us: int = 0
     """Wall time at which anybody was last heard."""
     newest_us: int = 0
-    """The greatest watermark of any service."""
+    """The greatest watermark that was not ahead when it was heard."""
     lag_us: int = 0
     """How far that was behind listened time when anybody was last heard."""
-    wall_judged_us: int = 0
-    """The last time that was judged by wall time, for what tells how late evaluation is."""
 
-    def go_on(self, now_us: int) -> None:
-        """The windows flow has said that it goes on, and has read all there is."""
-        self.went_on_us, self.waited_us = now_us, 0
+    def go_on(self, until_us: int, now_us: int) -> None:
+        """The windows flow has said that it has read all there was at `until_us`, by its host's clock."""
+        until_us, before_us = min(until_us, now_us), self.read_until_us
+        self.waited_us = 0
+        if before_us is None or until_us > before_us:
+            self.read_until_us = until_us
+        elif until_us < before_us - SET_BACK_US:
+            self.read_until_us = until_us
+            self.listened_us = None
+            for one in self.services.values():
+                one.heard_us, one.lags_since_us = min(one.heard_us, until_us), None
 
     def listen(self, at_us: int) -> bool:
         """What is told can be heard at this wall time; whether that is news."""
         deaf_after_us = DEAF_US
-        if self.went_on_us is not None and self._waits(at_us):
-            at_us, deaf_after_us = min(at_us, self.went_on_us), AWAY_US
+        if self.read_until_us is not None and self._waits(at_us):
+            at_us, deaf_after_us = min(at_us, self.read_until_us), AWAY_US
         before_us = self.listened_us
         if before_us is not None:
             if at_us < before_us + NEWS_US:
@@ -118,8 +130,9 @@ class EvaluationClock:
         known.watermark_us = max(known.watermark_us, watermark_us)
         known.heard_us = max(known.heard_us, listened_us)
         self.told_us = max(self.told_us, now_us)
-        self.newest_us = max(self.newest_us, watermark_us)
-        self.lag_us = max(0, listened_us - self.newest_us)
+        if watermark_us <= listened_us + STALL_US:
+            self.newest_us = max(self.newest_us, watermark_us)
+        self.lag_us = max(0, listened_us - self.newest_us) if self.newest_us else 0
 
     def advance(self, now_us: int) -> int | None:
         """Event time up to which everything can be evaluated; None: nothing is known yet, or not for long enough.
@@ -180,10 +193,11 @@ class EvaluationClock:
         Also who is not known yet: what was told while nobody was here is still to be read, and is not to be passed by.
         """
         self.started_us = now_us
+        heard_us = now_us if self.read_until_us is None else min(now_us, self.read_until_us)
         if self.listened_us is not None:
-            self.listened_us = now_us
+            self.listened_us = heard_us
         self.services = {
-            name: _Service(one.watermark_us, now_us)
+            name: _Service(one.watermark_us, heard_us)
             for name, one in self.services.items()
             if now_us - one.heard_us < FORGET_US
         }

@@ -7,7 +7,7 @@ judged are *units*: a rule group, an objective, the health of all services. Each
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple, Protocol, Self
+from typing import Any, Final, NamedTuple, Protocol, Self, runtime_checkable
 from zlib import crc32
 
 import pyarrow as pa
@@ -15,7 +15,7 @@ from tailrace_schemas.alerts import AlertEvent, Command, CommandKind, Status, Tr
 from tailrace_schemas.config import ConfigModel, model_of
 from tailrace_schemas.rows import EVERY_SERVICE, WINDOW_ROWS, WindowRows
 
-from tailrace_flows.core.alerting.clock import EvaluationClock
+from tailrace_flows.core.alerting.clock import DELAY, STALL_US, EvaluationClock
 from tailrace_flows.core.alerting.lifecycle import AlertSpec, RuleAlerts
 from tailrace_flows.core.alerting.store import STEP_US, Keep, WindowStore
 from tailrace_flows.core.alerting.told import Told
@@ -24,7 +24,7 @@ from tailrace_flows.core.counters import Counters
 from tailrace_flows.core.sealed import seal, unseal
 from tailrace_flows.core.table import AFTER_ALL
 
-__all__ = ["DELAY", "EVALUATORS", "Evaluator", "Findings", "Plan", "Unit"]
+__all__ = ["EVALUATORS", "Evaluator", "Findings", "Plan", "Unit"]
 
 EVALUATORS: Final = 8
 """Keys that units are spread over. Fixed: changing it would orphan the state of every running flow."""
@@ -35,10 +35,6 @@ AT_ONCE: Final = 60
 LATENESS_US: Final = 60_000_000
 """Rows are kept so much longer than looked back at: a revised row must find the one it replaces."""
 COUNTERS_US: Final = 2_000_000
-DELAY: Final = "tailrace.evaluation.delay"
-"""How far behind wall time windows are closed, or judged, whichever is more, in seconds: a gauge of the service
-`tailrace` that rules may look at. A unit that looks at nothing else is judged by wall time, so that it tells while the
-flows are behind, or stand still. In others it is a row of the window that is judged."""
 STATE_VERSION: Final = 1
 
 _GONE: Final = "it is no longer in the configuration"
@@ -107,6 +103,22 @@ class Unit(Protocol):
         """Its state, to be pickled."""
 
 
+@runtime_checkable
+class DelayUnit(Protocol):
+    """A unit that also tells how late evaluation is, by wall time: event time stands still when that is needed."""
+
+    @property
+    def interval_us(self) -> int:
+        """As of `Unit`."""
+
+    @property
+    def delay_keep(self) -> Mapping[str, Keep]:
+        """Which metrics that part of it looks at, and how far back: DELAY, or none."""
+
+    def judge_delays(self, now: Moment) -> list[AlertEvent]:
+        """Judges that part, at a wall time."""
+
+
 class Plan(NamedTuple):
     """A unit that the configuration asks for."""
 
@@ -121,8 +133,6 @@ class _Slot:
     signature: Any
     unit: Unit
     changed: set[tuple[str, int]] = field(default_factory=set)
-    by_wall: bool = False
-    """Whether it is judged by wall time."""
 
     def take(self, t_us: int) -> Sequence[tuple[str, int]]:
         """What changed of windows up to a time, in order; it is no longer here then."""
@@ -161,7 +171,7 @@ class Evaluator:
         """Of `_config`, as JSON: a model's class may have other fields when it is read."""
         self._slots: dict[str, _Slot] = {}
         self._counters_us = now_us
-        self._live = live
+        self._live, self._began_us = live, now_us
         self._clock = EvaluationClock(now_us) if live else EvaluationClock(now_us, settle_us=0)
         self._delays_from_us = (UNKNOWN_US if state else now_us) if live else AFTER_ALL
         """Who begins anew begins with the past hour, which is not late."""
@@ -172,7 +182,9 @@ class Evaluator:
         self._counters = Counters(f"evaluator {number}")
         self._store = WindowStore({})
         self._delays = WindowStore({})
-        """What units look at that are judged by wall time. Not kept over a restart."""
+        """What is judged by wall time. It is not kept over a restart."""
+        self._delays_us = UNKNOWN_US
+        """The last time that has a row there."""
         unknown: list[Told] = []
         if state is not None:
             state_us = self._restore(state, now_us)
@@ -215,9 +227,6 @@ class Evaluator:
         unknown = []
         for told in every:
             slot = self._slots.get(told.unit)
-            if slot is not None and slot.by_wall and told.due_us is not None:
-                # No time is judged a second time.
-                told = told._replace(due_us=min(told.due_us, self._clock.wall_judged_us))
             events = None if slot is None else slot.unit.recall(told)
             if events is None:
                 unknown.append(told)
@@ -260,8 +269,8 @@ class Evaluator:
         """Rows of closed windows. Only the live stream is judged, and only rows of 10 s."""
         if block.stream:
             return Findings()
-        if block.service == EVERY_SERVICE:
-            self._clock.go_on(now_us)
+        if self._live and block.service == EVERY_SERVICE:
+            self._clock.go_on(block.watermark_us, now_us)
             return self.on_time(now_us)
         if block.window_seconds * 1_000_000 == STEP_US:
             changed = self._store.add(block.stream, block.rows)
@@ -287,7 +296,7 @@ class Evaluator:
         blocks: list[WindowRows] = []
         due = self._due(now_us)
         behind_us = self._clock.behind_us(now_us)
-        events += self._judge_by_wall(now_us, behind_us)
+        events += self._judge_delays(now_us, behind_us)
         if DELAY in self._store.keep and behind_us is not None:
             for t_us in due:
                 if t_us >= self._delays_from_us:
@@ -295,7 +304,7 @@ class Evaluator:
         for part in (due[first : first + AT_ONCE] for first in range(0, len(due), AT_ONCE)):
             for t_us in part:
                 for slot in self._slots.values():
-                    if slot.by_wall or t_us % slot.unit.interval_us:
+                    if t_us % slot.unit.interval_us:
                         continue
                     found = slot.unit.judge(Moment(self._store, t_us, part[-1], slot.take(t_us), self._count))
                     events += found.events
@@ -323,18 +332,25 @@ class Evaluator:
 
     # --------------------------------------------------------------------------------------------------
 
-    def _judge_by_wall(self, now_us: int, behind_us: int | None) -> list[AlertEvent]:
-        """Judges the units that tell how late the others are: once in a step of wall time, as of its begin."""
+    def _judge_delays(self, now_us: int, behind_us: int | None) -> list[AlertEvent]:
+        """Judges by wall time how late evaluation is, once in a step.
+
+        Not while what was told before a start is still to be read; there is as much time for it as for who is silent.
+        """
         t_us = now_us - now_us % STEP_US
-        if not self._delays.keep or t_us <= self._clock.wall_judged_us:
+        if not self._delays.keep or t_us <= self._delays_us:
             return []
-        self._clock.wall_judged_us = t_us
-        if behind_us is not None and (self._clock.reached_us or UNKNOWN_US) >= self._delays_from_us:
-            self._delays.add("", _delay_row(t_us, behind_us / 1e6))
-        events: list[AlertEvent] = []
-        for slot in self._slots.values():
-            if slot.by_wall and not t_us % slot.unit.interval_us:
-                events += slot.unit.judge(Moment(self._delays, t_us, t_us, (), self._count)).events
+        if now_us < self._began_us + STALL_US and (self._clock.reached_us or UNKNOWN_US) < self._began_us:
+            return []
+        units = [slot.unit for slot in self._slots.values() if isinstance(slot.unit, DelayUnit)]
+        if behind_us is not None:
+            longest_us = max(unit.interval_us for unit in units)
+            # Also of the steps in which there was no time for it: what is judged now may be as of one of them.
+            for step_us in range(max(self._delays_us + STEP_US, t_us - longest_us), t_us + 1, STEP_US):
+                self._delays.add("", _delay_row(step_us, behind_us / 1e6))
+        self._delays_us = t_us
+        now = Moment(self._delays, t_us, t_us, (), self._count)
+        events = [event for unit in units for event in unit.judge_delays(now)]
         self._delays.forget(t_us)
         return events
 
@@ -360,8 +376,7 @@ class Evaluator:
         plans = {key: one for key, one in self._plan(config).items() if self._owns(key)}
         events: list[AlertEvent] = []
         for key in [key for key in self._slots if key not in plans]:
-            gone = self._slots.pop(key)
-            events += gone.unit.close(self._at_us(gone), _GONE)
+            events += self._slots.pop(key).unit.close(self._now_us(), _GONE)
         for key, plan in plans.items():
             slot = self._slots.get(key)
             if slot is not None and slot.signature == plan.signature:
@@ -369,16 +384,13 @@ class Evaluator:
             state, changed = kept.get(key) or (slot.unit.snapshot() if slot else None, set())
             unit = plan.build(state)
             if slot is not None:
-                events += slot.unit.close(self._at_us(slot), _GONE, unit)
-            self._slots[key] = _Slot(plan.signature, unit, changed, self._live and set(unit.keep) == {DELAY})
+                events += slot.unit.close(self._now_us(), _GONE, unit)
+            self._slots[key] = _Slot(plan.signature, unit, changed)
         self._slots = dict(sorted(self._slots.items()))  # in which they are judged
-        self._store.keep = _widest(slot.unit.keep for slot in self._slots.values() if not slot.by_wall)
-        self._delays.keep = _widest(slot.unit.keep for slot in self._slots.values() if slot.by_wall)
+        self._store.keep = _widest(slot.unit.keep for slot in self._slots.values())
+        units = [slot.unit for slot in self._slots.values() if self._live and isinstance(slot.unit, DelayUnit)]
+        self._delays.keep = _widest(unit.delay_keep for unit in units)
         return events
-
-    def _at_us(self, slot: _Slot) -> int:
-        """As of when something is said of a unit that is not judged."""
-        return self._clock.wall_judged_us if slot.by_wall else self._now_us()
 
     def _now_us(self) -> int:
         return self._judged_us or self._clock.started_us

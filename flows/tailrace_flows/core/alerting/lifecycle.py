@@ -164,6 +164,11 @@ class RuleAlerts:
 
     # -- evaluation ------------------------------------------------------------------------------------
 
+    @property
+    def judged_us(self) -> int | None:
+        """When it was evaluated last."""
+        return self._last_us
+
     def evaluate(
         self,
         t_us: int,

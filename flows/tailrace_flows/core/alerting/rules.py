@@ -24,6 +24,7 @@ from tailrace_schemas.config.rules import AUTO, NoData, Query, Rule, RuleGroup
 from tailrace_schemas.samples import KINDS
 
 from tailrace_flows.core.alerting.baselines import AutoThreshold
+from tailrace_flows.core.alerting.clock import DELAY
 from tailrace_flows.core.alerting.lifecycle import AlertSpec, RuleAlerts
 from tailrace_flows.core.alerting.select import Groups, LabelSets, Selector, joined
 from tailrace_flows.core.alerting.store import Keep, WindowStore
@@ -323,6 +324,11 @@ class AlertRule:
     def begin_anew(self) -> None:
         """Forgets the alerts that the state had."""
         self.alerts = RuleAlerts(self.alerts.spec)
+
+    @property
+    def tells_delay(self) -> bool:
+        """Whether it looks at nothing but how late evaluation is, and is judged by wall time."""
+        return self.auto is None and {metric for metric, _ in self.keep()} == {DELAY}
 
     def keep(self) -> Iterable[tuple[str, Keep]]:
         """What the store must keep for it."""

@@ -22,7 +22,7 @@ from tailrace_flows.core.alerting.burn import Stored
 from tailrace_flows.core.alerting.evaluator import Findings, Moment, Plan
 from tailrace_flows.core.alerting.health import Health, HealthStatus
 from tailrace_flows.core.alerting.inputs import HealthInput, SloInput
-from tailrace_flows.core.alerting.rules import AlertGroup, keep_of
+from tailrace_flows.core.alerting.rules import AlertGroup, AlertRule, keep_by_metric
 from tailrace_flows.core.alerting.slo import Slo, SloStatus
 from tailrace_flows.core.alerting.store import STEP_US, Keep
 from tailrace_flows.core.alerting.told import Told
@@ -71,17 +71,16 @@ class RuleUnit:
     def __init__(self, group: RuleGroup, state: Any = None) -> None:
         self._group = AlertGroup(group, state)
         self.interval_us = self._group.interval_us
-        self.keep: Mapping[str, Keep] = keep_of([self._group])
+        self._delays = [rule for rule in self._group.rules.values() if rule.tells_delay]
+        self._others = [rule for rule in self._group.rules.values() if not rule.tells_delay]
+        self.keep: Mapping[str, Keep] = keep_by_metric(one for rule in self._others for one in rule.keep())
+        self.delay_keep: Mapping[str, Keep] = keep_by_metric(one for rule in self._delays for one in rule.keep())
 
     def judge(self, now: Moment) -> Findings:
         """As `Unit.judge`: rules look at the store alone."""
-        now.tally("rule_evaluations", len(self._group.rules))
-        autos = [rule for rule in self._group.rules.values() if rule.auto is not None]
+        autos = [rule for rule in self._others if rule.auto is not None]
         over = sum(rule.auto.over_limit for rule in autos if rule.auto)
-        events = self._group.evaluate(now.store, now.t_us, now.until_us)
-        for rule in self._group.rules.values():
-            if rule.alerts.refused:
-                now.tally(f"alerts_refused.{rule.alerts.spec.source}", rule.alerts.refused)
+        events = self._evaluate(self._others, now)
         if not autos:
             return Findings(events)
         now.tally("anomaly_over_limit", sum(rule.auto.over_limit for rule in autos if rule.auto) - over)
@@ -92,6 +91,31 @@ class RuleUnit:
                 rows += _baseline_rows(rule.learned_as, rule.rule.subject(), rule.auto.known(now.t_us), now.t_us)
         return Findings(events, {"baseline_rows": rows} if rows else {})
 
+    def judge_delays(self, now: Moment) -> list[AlertEvent]:
+        """As `DelayUnit.judge_delays`: at the last multiple of the interval.
+
+        What was judged at a later time already was so by a clock that was ahead, or by windows that are: it ends, and
+        begins anew.
+        """
+        events = []
+        for rule in self._delays:
+            judged_us = rule.alerts.judged_us
+            if judged_us is not None and judged_us > now.t_us:
+                events += rule.alerts.close(judged_us, "the clock was ahead")
+                rule.begin_anew()
+        t_us = now.t_us - now.t_us % self.interval_us
+        return events + self._evaluate(self._delays, now._replace(t_us=t_us, until_us=t_us))
+
+    def _evaluate(self, rules: Iterable[AlertRule], now: Moment) -> list[AlertEvent]:
+        """Judges those that were not judged at this time yet; one that was changed may have been, by wall time."""
+        due = [rule for rule in rules if rule.alerts.judged_us is None or rule.alerts.judged_us < now.t_us]
+        events = [event for rule in due for event in rule.evaluate(now.store, now.t_us, now.until_us)]
+        now.tally("rule_evaluations", len(due))
+        for rule in due:
+            if rule.alerts.refused:
+                now.tally(f"alerts_refused.{rule.alerts.spec.source}", rule.alerts.refused)
+        return events
+
     def command(self, command: Command) -> list[AlertEvent] | None:
         """As `Unit.command`."""
         return self._group.command(command)
@@ -100,7 +124,11 @@ class RuleUnit:
         """As `Unit.recall`."""
         assert told.event.alert is not None
         rule = self._group.rules.get(told.event.alert.name)
-        return None if rule is None else rule.alerts.recall(told)
+        if rule is None:
+            return None
+        if rule.tells_delay and told.due_us is not None and rule.alerts.judged_us is not None:
+            told = told._replace(due_us=min(told.due_us, rule.alerts.judged_us))  # no time is judged a second time
+        return rule.alerts.recall(told)
 
     def close(self, t_us: int, reason: str, successor: "RuleUnit | None" = None) -> list[AlertEvent]:
         """As `Unit.close`: resolves the alerts of all rules that the successor has not, or not with these labels."""
@@ -108,10 +136,11 @@ class RuleUnit:
         events = []
         for name, rule in self._group.rules.items():
             now = staying.get(name)
+            at_us = max(t_us, rule.alerts.judged_us or t_us)
             if now is None:
-                events += rule.alerts.close(t_us, reason)
+                events += rule.alerts.close(at_us, reason)
             elif not now.tells_apart_as(rule):
-                events += rule.alerts.close(t_us, "its rule has other labels now")
+                events += rule.alerts.close(at_us, "its rule has other labels now")
                 now.begin_anew()
         return events
 
