@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _measure(group: AlertGroup, batches_of: Callable[[int], Batches], warm: int, steps: int) -> dict[str, Any]:
     """Feeds and evaluates a group for so many steps after those that warm it up."""
-    store = WindowStore(keep_of([group]))
+    store = WindowStore(keep_of(group.rules.values()))
     rows, add_s, evaluate_s, events = 0, [], [], 0
     for step in range(warm + steps):
         batches = batches_of(step)

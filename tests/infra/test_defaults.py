@@ -90,7 +90,7 @@ def test_every_rule_fires_when_it_should_and_not_before(name: str) -> None:
     group, rule = RULES[name]
     series, expected = FIRING[name]
     alerts = AlertGroup(group.model_copy(update={"rules": (rule,)}))
-    store = WindowStore(keep_of([alerts]))
+    store = WindowStore(keep_of(alerts.rules.values()))
     rows = rows_of(series)
     for window in range(1, expected + 1):
         for row in rows.get(window * 10, []):

@@ -247,7 +247,7 @@ def test_a_rule_sees_the_flag_one_evaluation_later() -> None:
         )
     )
     world = World()
-    store = WindowStore(keep_of([rules]))
+    store = WindowStore(keep_of(rules.rules.values()))
     events = []
     for end_s, values in load_of(1, 150):
         events += rules.evaluate(store, (START_S + end_s) * S)  # what was found at the same time is still on its way

@@ -53,7 +53,7 @@ def run(
 ) -> list[str]:
     """What happens: `30s active a`, for each event, with the values of its labels."""
     group = AlertGroup(group_of(f"groups: [{{name: g, interval: {interval}, rules: [{{alert: R, {rule}}}]}}]"))
-    store = WindowStore(keep_of([group]))
+    store = WindowStore(keep_of(group.rules.values()))
     rows = rows_of(series)
     told: list[str] = []
     last: AlertEvent | None = None
@@ -236,7 +236,7 @@ def test_a_group_is_evaluated_at_its_interval() -> None:
 def test_a_changed_group_keeps_the_alerts_of_rules_that_stay() -> None:
     text = "groups: [{name: g, rules: [{alert: A, value: '1', op: gt, threshold: 0}, {alert: B, value: '1', op: gt, threshold: 0}]}]"
     group = AlertGroup(group_of(text))
-    store = WindowStore(keep_of([group]))
+    store = WindowStore(keep_of(group.rules.values()))
     active = group.evaluate(store, 10 * S)
     changed, events = group.replaced(
         group_of(
@@ -272,7 +272,10 @@ def test_a_store_keeps_as_much_as_any_rule_looks_back() -> None:
     ]
     group = AlertGroup(group_of(f"groups: [{{name: g, interval: 20s, rules: [{', '.join(rules)}]}}]"))
     known_us = KNOWN_US + 20 * S
-    assert keep_of([group]) == {"m": Keep(60 * S + known_us, 30 * S), "n": Keep(120 * S + known_us, 120 * S)}
+    assert keep_of(group.rules.values()) == {
+        "m": Keep(60 * S + known_us, 30 * S),
+        "n": Keep(120 * S + known_us, 120 * S),
+    }
 
 
 # -- published results ---------------------------------------------------------------------------------
@@ -320,7 +323,7 @@ def rows_at(service: str, series: Series, samples: list[list[Any]]) -> list[Row]
 @pytest.mark.parametrize("case", reference("k8s_volume_filling_up"))
 def test_volumes_fill_up_as_in_the_kubernetes_mixin(case: dict[str, Any]) -> None:
     group = AlertGroup(group_of(VOLUME))
-    store = WindowStore(keep_of([group]))
+    store = WindowStore(keep_of(group.rules.values()))
     attributes = tuple(sorted([("volume", "v"), *(FLAGS[flag] for flag in case["flags"])]))
     for name, samples in case["series"].items():
         series = Series(f"volume.{name}", "gauge", "", attributes)
@@ -371,7 +374,7 @@ def test_absence_is_that_of_prometheus(case: dict[str, Any]) -> None:
     window_s = int(case["range_s"] or 300)
     rule = f"{{alert: R, metric: {metric}, where: {{{where}}}, op: absent, window: {window_s}s}}"
     group = AlertGroup(group_of(f"groups: [{{name: g, rules: [{rule}]}}]"))
-    store = WindowStore(keep_of([group]))
+    store = WindowStore(keep_of(group.rules.values()))
     for one in case["series"]:
         labels = tuple(sorted(one["labels"].items()))
         rows = rows_at("any", Series(one["metric"], "gauge", "", labels), one["samples"])
@@ -407,7 +410,7 @@ def test_any_batches_any_repeats_and_any_restart_give_the_same_events(
 
     def play(*, disturbed: bool) -> list[str]:
         group = AlertGroup(group_of(text))
-        store = WindowStore(keep_of([group]))
+        store = WindowStore(keep_of(group.rules.values()))
         seen: list[Row] = []
         ids = []
         for step in range(1, steps + 1):

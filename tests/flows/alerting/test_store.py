@@ -212,7 +212,7 @@ def test_a_rule_over_a_hundred_thousand_series_makes_objects_of_those_past_the_t
     columns["sum"] = pa.array(np.arange(many, dtype=np.float64))
     rule = f"{{alert: R, metric: g, aggregate: mean, by: [host], op: gt, threshold: {many - 3}}}"
     group = AlertGroup(group_of(f"groups: [{{name: g, rules: [{rule}]}}]"))
-    store = WindowStore(keep_of([group]))
+    store = WindowStore(keep_of(group.rules.values()))
     store.add("", pa.record_batch(columns, schema=batch.schema))
     events = group.evaluate(store, 10 * S)
     assert [event.alert and event.alert.labels for event in events] == [{"host": "99998"}, {"host": "99999"}]
@@ -314,7 +314,7 @@ def test_values_are_those_of_the_slow_way_however_rows_came(
     evaluated = AlertGroup(group)
     comparison = evaluated.rules["R"]._comparison
     assert isinstance(comparison, Comparison)
-    store = WindowStore(keep_of([evaluated]))
+    store = WindowStore(keep_of(evaluated.rules.values()))
     shuffled = [*given_rows, *given_rows[::3]]
     chance.shuffle(shuffled)
     for number in range(parts):
@@ -345,7 +345,7 @@ def test_times_that_are_worked_out_together_have_the_values_of_each_alone(
     """To the last bit: else what an alert says would depend on how rows were cut into batches."""
     group = group.model_copy(update={"interval_s": parse_duration(interval)})
     alone, together = AlertGroup(group), AlertGroup(group)
-    store = WindowStore(keep_of([alone]))
+    store = WindowStore(keep_of(alone.rules.values()))
     store.add("", batch_of(given_rows))
     step_us = alone.interval_us
     until_us = 20 * S // step_us * step_us + times * step_us

@@ -441,9 +441,12 @@ class AlertGroup:
         events = [event for rule in gone for event in rule.alerts.close(t_us, "the rule was removed")]
         return AlertGroup(group, self.snapshot()), events
 
-    def evaluate(self, store: WindowStore, t_us: int, until_us: int = 0) -> list[AlertEvent]:
-        """Judges all rules at `t_us`, a multiple of the interval; `until_us` as in `Comparison.evaluate`."""
-        return [event for rule in self.rules.values() for event in rule.evaluate(store, t_us, until_us)]
+    def evaluate(
+        self, store: WindowStore, t_us: int, until_us: int = 0, rules: Iterable[AlertRule] | None = None
+    ) -> list[AlertEvent]:
+        """Judges all rules, or those, at `t_us`, a multiple of the interval; `until_us` as in `Comparison.evaluate`."""
+        chosen = self.rules.values() if rules is None else rules
+        return [event for rule in chosen for event in rule.evaluate(store, t_us, until_us)]
 
     def command(self, command: Command) -> list[AlertEvent] | None:
         """As `AlertRule.command`, by the rule whose alert it is."""
@@ -484,9 +487,9 @@ def spec_of(group: RuleGroup, rule: Rule) -> AlertSpec:
     )
 
 
-def keep_of(groups: Iterable[AlertGroup]) -> dict[str, Keep]:
-    """What a store must keep for these groups: of each metric as much as any rule looks back."""
-    return keep_by_metric(one for group in groups for rule in group.rules.values() for one in rule.keep())
+def keep_of(rules: Iterable[AlertRule]) -> dict[str, Keep]:
+    """What a store must keep for these rules: of each metric as much as any of them looks back."""
+    return keep_by_metric(one for rule in rules for one in rule.keep())
 
 
 def keep_by_metric(wanted: Iterable[tuple[str, Keep]]) -> dict[str, Keep]:

@@ -22,7 +22,7 @@ from tailrace_flows.core.alerting.burn import Stored
 from tailrace_flows.core.alerting.evaluator import Findings, Moment, Plan
 from tailrace_flows.core.alerting.health import Health, HealthStatus
 from tailrace_flows.core.alerting.inputs import HealthInput, SloInput
-from tailrace_flows.core.alerting.rules import AlertGroup, AlertRule, keep_by_metric
+from tailrace_flows.core.alerting.rules import AlertGroup, AlertRule, keep_of
 from tailrace_flows.core.alerting.slo import Slo, SloStatus
 from tailrace_flows.core.alerting.store import STEP_US, Keep
 from tailrace_flows.core.alerting.told import Told
@@ -73,8 +73,8 @@ class RuleUnit:
         self.interval_us = self._group.interval_us
         self._delays = [rule for rule in self._group.rules.values() if rule.tells_delay]
         self._others = [rule for rule in self._group.rules.values() if not rule.tells_delay]
-        self.keep: Mapping[str, Keep] = keep_by_metric(one for rule in self._others for one in rule.keep())
-        self.delay_keep: Mapping[str, Keep] = keep_by_metric(one for rule in self._delays for one in rule.keep())
+        self.keep: Mapping[str, Keep] = keep_of(self._others)
+        self.delay_keep: Mapping[str, Keep] = keep_of(self._delays)
 
     def judge(self, now: Moment) -> Findings:
         """As `Unit.judge`: rules look at the store alone."""
@@ -109,7 +109,7 @@ class RuleUnit:
     def _evaluate(self, rules: Iterable[AlertRule], now: Moment) -> list[AlertEvent]:
         """Judges those that were not judged at this time yet; one that was changed may have been, by wall time."""
         due = [rule for rule in rules if rule.alerts.judged_us is None or rule.alerts.judged_us < now.t_us]
-        events = [event for rule in due for event in rule.evaluate(now.store, now.t_us, now.until_us)]
+        events = self._group.evaluate(now.store, now.t_us, now.until_us, due)
         now.tally("rule_evaluations", len(due))
         for rule in due:
             if rule.alerts.refused:
