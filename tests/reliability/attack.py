@@ -71,7 +71,7 @@ class Run:
         """Something that a run with this seed (and size) does again."""
         seed = self.seed if seed is None else seed
         command = f"python -m tests.reliability {self.name} --seed {seed} --size {size or self.size}"
-        return Failure(what, seed, command)
+        return Failure(what.replace(f"{Path.cwd()}/", ""), seed, command)  # the report is for other machines too
 
 
 @dataclass(frozen=True)

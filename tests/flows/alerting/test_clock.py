@@ -329,3 +329,22 @@ def test_one_service_that_is_ahead_takes_nothing_from_a_pause_in_the_backlog_of_
     clock.hear("ahead", 1_000_000 * S, 1000 * S)
     clock.hear("b", 12 * S, 1000 * S)
     assert clock.advance(1030 * S) == 42 * S
+
+
+def test_a_windows_flow_that_is_away_again_while_it_reads_a_backlog_is_waited_for() -> None:
+    """Also where there is no patience with it any more: nobody comes to be heard meanwhile."""
+    clock = EvaluationClock(0, settle_us=0)
+    listening(range(100, 111), clock, flow=True, web=True, shop=True)
+    for now_s in range(1000, 1400, 2):
+        for service in ("web", "shop"):
+            clock.hear(service, (now_s - 900 + (now_s - 1000)) * S, now_s * S)
+        clock.listen(now_s * S)
+        clock.advance(now_s * S)
+    reached_us = clock.reached_us
+    for now_s in range(1400, 1500, 2):
+        clock.listen(now_s * S)
+        assert clock.advance(now_s * S) == reached_us
+    for now_s in range(1500, 1516, 2):
+        clock.hear("web", (now_s - 600) * S, now_s * S)
+        clock.listen(now_s * S)
+        assert clock.advance(now_s * S) == reached_us

@@ -112,11 +112,12 @@ class EvaluationClock:
         return True
 
     def _waits(self, at_us: int) -> bool:
-        """Whether there is patience with the windows flow."""
-        if at_us - self.told_us <= STALL_US:
+        """Whether there is patience with the windows flow; always while nothing comes of it at all."""
+        away = at_us - self.told_us > DEAF_US
+        if not away:
             self.waited_us += min(max(at_us - self.tried_us, 0), AWAY_US)
         self.tried_us = at_us
-        return self.waited_us < PATIENCE_US
+        return away or self.waited_us < PATIENCE_US
 
     def _listened(self, now_us: int) -> int:
         return now_us if self.listened_us is None else min(self.listened_us, now_us)
