@@ -239,8 +239,10 @@ def counts(machine: Machine) -> dict[int, int]:
     return {key.start_s - START_US // S: row["count"] for key, row in machine.rows.items() if key.seconds == 10}
 
 
-def test_what_a_silent_partition_has_brought_survives_while_another_is_behind() -> None:
-    """The silent one has passed the window by wall time, and does not read it again."""
+@pytest.mark.parametrize("lateness_s", [60, 3600])
+def test_what_a_silent_partition_has_brought_survives_while_another_is_behind(lateness_s: float) -> None:
+    """The silent one has passed the window by wall time, and does not read it again; nor if the lateness is greater
+    from then on."""
     w = Writer()
     machine = Machine([[w.batch((5, 1.0), (6, 1.0))], [w.batch((1, 1.0)), w.batch((7, 1.0))]], WindowConfig())
     for number in (0, 1):
@@ -251,6 +253,9 @@ def test_what_a_silent_partition_has_brought_survives_while_another_is_behind() 
         machine.poll(0, 1)
     machine.commit()
     assert machine.partitions[0].held == 1
+    machine.config = WindowConfig(lateness_s=lateness_s)
+    machine.crash()
+    machine.commit()
     machine.crash()
     machine.finish()
     assert counts(machine) == {0: 4}

@@ -112,6 +112,7 @@ class WindowTable:
         self._baselines = state.baselines
         self._series = SeriesIndex(service, config.max_series, state.series, state.admitted)
         self._windows: dict[int, Window] = state.windows or {}
+        self._stored = frozenset(self._windows)
         self._bands = Bands(config.scale)
         for known in self._windows.values():
             known.bands = self._bands if known.scale == config.scale else None
@@ -445,10 +446,12 @@ class WindowTable:
         """What recovery needs, for pickling at once; with `contents`, the windows too.
 
         And where a partition, of several that carry the stream, has passed a window that must wait for the others: it
-        will not read again what it has brought for it.
+        will not read again what it has brought for it. It may have done so by another lateness than this one: what a
+        state had is in the next one, too, as long as it is open.
         """
         passed_us = max(self._passed_us, self.watermark_us)
-        contents = contents or self.config.retired_after_us(min(self._windows, default=AFTER_ALL)) <= passed_us
+        passed = self.config.retired_after_us(min(self._windows, default=AFTER_ALL)) <= passed_us
+        contents = contents or passed or not self._stored.isdisjoint(self._windows)
         length, rollup = self.config.window_us, self.config.rollup_us
         dirty = {(length, start) for start, window in self._windows.items() if window.dirty}
         dirty |= {(rollup, start) for start, minute in self._minutes.items() if minute.dirty}
