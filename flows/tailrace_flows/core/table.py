@@ -84,6 +84,8 @@ class TableState:
     None: no window is stored, every partition that has carried the stream is to be replayed."""
     passed_us: int = BEFORE_ALL
     """The furthest that a partition's own watermark may be."""
+    passed: frozenset[int] = frozenset()
+    """Starts of the open windows that it has passed, by the lateness of now or of an earlier state."""
     series: list[Any] | None = None
     windows: dict[int, Window] | None = None
     minutes: dict[int, bool] | None = None
@@ -112,7 +114,7 @@ class WindowTable:
         self._baselines = state.baselines
         self._series = SeriesIndex(service, config.max_series, state.series, state.admitted)
         self._windows: dict[int, Window] = state.windows or {}
-        self._stored = frozenset(self._windows)
+        self._passed = state.passed
         self._bands = Bands(config.scale)
         for known in self._windows.values():
             known.bands = self._bands if known.scale == config.scale else None
@@ -446,12 +448,15 @@ class WindowTable:
         """What recovery needs, for pickling at once; with `contents`, the windows too.
 
         And where a partition, of several that carry the stream, has passed a window that must wait for the others: it
-        will not read again what it has brought for it. It may have done so by another lateness than this one: what a
-        state had is in the next one, too, as long as it is open.
+        will not read again what it has brought for it, whatever the lateness is by then.
         """
         passed_us = max(self._passed_us, self.watermark_us)
-        passed = self.config.retired_after_us(min(self._windows, default=AFTER_ALL)) <= passed_us
-        contents = contents or passed or not self._stored.isdisjoint(self._windows)
+        passed = frozenset(
+            start
+            for start in self._windows
+            if start in self._passed or self.config.retired_after_us(start) <= passed_us
+        )
+        contents = contents or bool(passed)
         length, rollup = self.config.window_us, self.config.rollup_us
         dirty = {(length, start) for start, window in self._windows.items() if window.dirty}
         dirty |= {(rollup, start) for start, minute in self._minutes.items() if minute.dirty}
@@ -466,6 +471,7 @@ class WindowTable:
             self._series.admitted,
             self._awaited if contents or not self._windows else None,
             self._passed_us,
+            passed,
         )
         if contents:
             for window in self._windows.values():
