@@ -10,7 +10,7 @@ KEPT: Final = 64
 class Ends:
     """Those that have not been read yet, and the last one that has. A plain state machine.
 
-    State: 64 ends and some more; of a reader that is an hour behind, about 500.
+    Of a reader that is an hour behind and asks every 2 s, 313 ends; of one that is a day behind, 516.
     """
 
     def __init__(self) -> None:
