@@ -30,7 +30,7 @@ from tailrace_schemas.topics import shard_of
 from tests.flows.machine import START_US, Machine, S, check, check_row, check_rows
 from tests.flows.oracle import Batch, Entry, Sample, expect, rows_of
 from tests.flows.strategies import SERIES, SERVICES, logs
-from tests.flows.writing import CONFIG, Writer, idle
+from tests.flows.writing import CONFIG, TOTAL, Writer, idle
 
 slow = settings(
     max_examples=int(os.environ.get("TAILRACE_TEST_EXAMPLES", "60")),
@@ -259,6 +259,32 @@ def test_what_a_silent_partition_has_brought_survives_while_another_is_behind(la
     machine.crash()
     machine.finish()
     assert counts(machine) == {0: 4}
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_counter_s_later_rows_are_written_again_once_another_partition_has_replayed_its_points(closed: bool) -> None:
+    """A row's version counts the points of the windows before it, too: a row that changes while those of another
+    partition are missing loses to the one from before the restart."""
+    w = Writer()
+
+    def points(*times: float) -> Batch:
+        return w.batch(*((time_s, time_s) for time_s in times), series=TOTAL)
+
+    machine = Machine([[points(11), points(21), *([points(33)] * closed)], [points(1, 2, 3)]], CONFIG)
+    machine.scattered = True
+    machine.poll(1, 1)
+    machine.read_all()
+    if not closed:
+        machine.drain()
+    machine.commit()
+    machine.crash()
+    machine.append([[points(22), *([points(33)] * (not closed))], []])
+    machine.poll(0, 10)
+    machine.wait(2)
+    machine.read_all()
+    machine.wait(2)
+    machine.commit()
+    assert counts(machine) == {0: 3, 10: 1, 20: 2}
 
 
 @pytest.mark.parametrize("behind", [1, 50])

@@ -255,7 +255,7 @@ class WindowTable:
         """The rows of these slots in a closed window, and those that follow from them, are out of date."""
         config = self.config
 
-        def mark(window: Window, length: int, at: int) -> None:
+        def mark(window: Window, length: int, at: int, slots: Ints) -> None:
             if not window.closed:
                 return
             if at + length <= self._settled_us:
@@ -267,9 +267,9 @@ class WindowTable:
             window.dirty.append(slots)
             self.dirty = True
 
-        mark(self._windows[start], config.window_us, start)
+        mark(self._windows[start], config.window_us, start, slots)
         minute_start = start - start % config.rollup_us
-        mark(self._minutes[minute_start], config.rollup_us, minute_start)
+        mark(self._minutes[minute_start], config.rollup_us, minute_start, slots)
         # A late point of a cumulative counter changes the difference at the next point.
         slots = slots[self._series.kinds[slots] == CUMULATIVE]
         if slots.size and not replayed:
@@ -279,13 +279,17 @@ class WindowTable:
             if slots.size == 0:
                 return
             window = self._windows[later]
-            window.fold(self._series.kinds)
-            unaffected = window.count[slots] == 0
-            slots, rest = slots[~unaffected], slots[unaffected]
-            if slots.size:
-                mark(window, config.window_us, later)
+            # A replayed point concerns those after the next one, too. Versions count the points before a row: one that
+            # was written since the restart and lacks those still to replay may be lower than one from before it.
+            affected = rest = slots
+            if not replayed:
+                window.fold(self._series.kinds)
+                present = window.count[slots] > 0
+                affected, rest = slots[present], slots[~present]
+            if affected.size:
+                mark(window, config.window_us, later, affected)
                 minute_start = later - later % config.rollup_us
-                mark(self._minutes[minute_start], config.rollup_us, minute_start)
+                mark(self._minutes[minute_start], config.rollup_us, minute_start, affected)
             slots = rest
 
     # -- rows out -----------------------------------------------------------------------------------
