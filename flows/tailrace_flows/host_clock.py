@@ -19,7 +19,8 @@ _lock = threading.Lock()
 
 
 def begin(offset_us: int | None = None) -> None:
-    """From now on the clock is believed as it is now; with the `offset_us` of a process before, unless it is ahead."""
+    """From now on the clock is believed as it is now; with an `offset_us`, of the broker's or of a process before, the
+    one that is behind."""
     global _steady
     with _lock:
         _steady = SteadyClock(clock.now_us(), _monotonic_us(), offset_us)

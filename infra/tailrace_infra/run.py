@@ -15,7 +15,7 @@ from pathlib import Path
 
 from clickhouse_connect.driver.exceptions import ClickHouseError
 from confluent_kafka import KafkaException
-from tailrace_flows import host_clock, runner
+from tailrace_flows import broker_clock, host_clock, runner
 from tailrace_flows.all import compose
 from tailrace_flows.core.feed import PoisonedError
 from tailrace_flows.names import FLOWS, joined_name
@@ -112,7 +112,7 @@ def _run_here(
     if process == 0 and "windows" in names:
         threading.Thread(target=_roll_up, args=(settings,), name="rollup", daemon=True).start()
     offset = os.environ.pop(_OFFSET_VARIABLE, None)
-    host_clock.begin(None if offset is None else int(offset))
+    host_clock.begin(_broker_offset_us(settings) if offset is None else int(offset))
     try:
         runner.run(
             settings, build, recovery_of(flow, settings), process=process, addresses=addresses,
@@ -128,6 +128,10 @@ def _run_here(
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)  # noqa: S606 - our own command
     except Exception as error:
         raise FlowError(explain(error, settings, recovery_of(flow, settings))) from error
+
+
+def _broker_offset_us(settings: Settings) -> int | None:
+    return broker_clock.offset_us(settings.kafka.client(), settings.kafka.topics.clock)
 
 
 def _roll_up(settings: Settings) -> None:
@@ -179,6 +183,7 @@ def _run_cluster(flow: str, settings: Settings, processes: int, duration_s: floa
     duration = [] if duration_s is None else ["--duration", str(duration_s)]
     directory = recovery_of(flow, settings)
     children: list[Child] = []
+    host_clock.begin(_broker_offset_us(settings))
     with StopSignal() as stop:
         try:
             codes = [CLOCK_BACK_CODE]

@@ -58,6 +58,7 @@ def _wanted(topics: Topics, partitions: int) -> dict[str, _Wanted]:
         topics.config: _Wanted(1, {"cleanup.policy": "compact", "segment.ms": str(_HOUR_MS)}),
         topics.dead_letters: _Wanted(1, kept(days=14)),
         topics.logs: _Wanted(1, kept(days=3)),
+        topics.clock: _Wanted(1, kept(days=1) | {"message.timestamp.type": "LogAppendTime"}),
     }
 
 

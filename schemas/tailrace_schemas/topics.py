@@ -60,9 +60,14 @@ class Topics:
         """Structured logs."""
         return f"{self.prefix}.logs"
 
+    @property
+    def clock(self) -> str:
+        """Empty records, on which the broker puts its time: a flow that starts learns it so."""
+        return f"{self.prefix}.clock"
+
     def all(self) -> tuple[str, ...]:
         """Every topic, in the order in which they are created."""
         return (
             self.samples, self.aggregates, self.alerts, self.commands, self.notifications, self.config,
-            self.dead_letters, self.logs,
+            self.dead_letters, self.logs, self.clock,
         )  # fmt: skip

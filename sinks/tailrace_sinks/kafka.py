@@ -93,6 +93,8 @@ class KafkaWriter:
             except BufferError:
                 self._producer.poll(0.1)
                 self._check_stop()
+            except KafkaException as error:
+                raise about(topic, error.args[0]) from None
 
     def flush(self) -> None:
         """Waits until all is delivered.

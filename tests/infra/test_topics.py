@@ -13,7 +13,17 @@ from tailrace_schemas.topics import Topics
 
 ALL = [
     f"tailrace.{name}"
-    for name in ("samples", "aggregates", "alerts", "commands", "notifications", "config", "dead-letters", "logs")
+    for name in (
+        "samples",
+        "aggregates",
+        "alerts",
+        "commands",
+        "notifications",
+        "config",
+        "dead-letters",
+        "logs",
+        "clock",
+    )
 ]
 
 
@@ -63,6 +73,7 @@ def test_topics_are_created_once_with_their_retention(kafka: str, topics: Topics
     samples, config = config_of(kafka, topics.samples), config_of(kafka, topics.config)
     assert (samples["cleanup.policy"], samples["retention.ms"]) == ("delete", "86400000")
     assert config["cleanup.policy"] == "compact"
+    assert config_of(kafka, topics.clock)["message.timestamp.type"] == "LogAppendTime"
     again = ensure_topics(client, topics, partitions=3)
     assert [(s.state, s.differences) for s in again] == [("exists", ())] * len(ALL)
 

@@ -18,6 +18,7 @@ def test_names() -> None:
         "tailrace.config",
         "tailrace.dead-letters",
         "tailrace.logs",
+        "tailrace.clock",
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from tailrace_flows import host_clock
 from tailrace_flows import source as source_module
@@ -262,3 +262,9 @@ def test_what_a_flow_writes_has_the_time_that_it_goes_by(embedded_broker: str) -
     ((time_ms, value),) = read_topic(settings.kafka.client(), "written", lambda _, value: value)
     assert value == b"value"
     assert 3_600_000 <= now_us() // 1000 - time_ms < 3_660_000
+
+
+def test_a_message_that_cannot_be_written_is_told_with_its_topic(embedded_broker: str) -> None:
+    writer = Adapters(Settings(kafka={"bootstrap_servers": embedded_broker})).kafka()
+    with pytest.raises(KafkaException, match=r"topic written: .*Message size too large"):
+        writer.write("written", b"key", bytes(2_000_000))

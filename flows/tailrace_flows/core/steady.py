@@ -24,7 +24,8 @@ class SteadyClock:
     to go by it would make what comes late.
 
     Args:
-        offset_us: of the process before this one, if that started anew.
+        offset_us: of the process before this one, if that started anew, or of the broker's clock. Of two that differ
+            the one that is behind is believed: to go by one that is ahead would make late what comes.
     """
 
     def __init__(self, wall_us: int, monotonic_us: int, offset_us: int | None = None) -> None:
