@@ -67,7 +67,7 @@ class Machine:
         self.written: list[dict[str, Any]] = []
         """Every row that was written, in order, with its Key as `key`."""
         self.closed_us: dict[tuple[str, str], int] = {}
-        """(service, stream) -> the end of the windows that blocks have said to be closed."""
+        """(service, stream) -> the end of the windows that blocks have said to be closed, since the last crash."""
         self.scattered = False
         """Whether a service is in several partitions."""
         self.polls = 0
@@ -153,6 +153,7 @@ class Machine:
         share = random.choice([0, 0.5, 1])
         self._write([output for output in self._emitted if random.random() < share])
         self._emitted = []
+        self.closed_us.clear()  # what this epoch has closed is open again
         self.crashes += 1
         self._restore()
 

@@ -16,7 +16,6 @@ import traceback
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain, count
 from math import isnan
 from random import Random
 from typing import Any
@@ -35,7 +34,7 @@ from tailrace_schemas.samples import Series
 
 from tests.flows.alerting.rows import Row, S, batch_of, slow_values
 from tests.reliability.attack import Result, Run, attack
-from tests.reliability.seeds import failed_before
+from tests.reliability.seeds import seeds
 
 __all__ = ["play", "play_changing"]
 
@@ -739,10 +738,10 @@ def play(seed: int, windows: int = 100) -> tuple[int, Counter[str]]:
     long=1_000_000,
 )
 def alerts(run: Run) -> Result:
-    """Worlds until there are enough steps: those that failed before, then run.seed and those after it."""
+    """Worlds until there are enough steps: of run.seed, of the seeds that failed before, of those after run.seed."""
     result = Result()
     done: Counter[str] = Counter()
-    for seed in chain(failed_before(run.name), count(run.seed)):
+    for seed in seeds(run.name, run.seed):
         if result.runs >= run.size:
             break
         result.seeds.append(seed)

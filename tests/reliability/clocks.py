@@ -8,7 +8,6 @@ import threading
 import traceback
 from bisect import bisect_right
 from collections import Counter
-from itertools import chain, count
 from pathlib import Path
 from random import Random
 
@@ -19,7 +18,7 @@ from tailrace_schemas.samples import Series, encode_batch, encode_series_table
 
 from tests.flows.machine import S
 from tests.reliability.attack import Result, Run, attack
-from tests.reliability.seeds import failed_before
+from tests.reliability.seeds import seeds
 from tests.reliability.traffic import CONFIG, Traffic
 from tests.reliability.windows import MODES, Plan, World, judge_live
 from tests.reliability.world import World as Processes
@@ -170,10 +169,10 @@ def play(seed: int) -> tuple[int, Counter[str]]:
     long=1_000_000,
 )
 def host_clock(run: Run) -> Result:
-    """Worlds until there are enough steps: those that failed before, then run.seed and those after it."""
+    """Worlds until there are enough steps: of run.seed, of the seeds that failed before, of those after run.seed."""
     result = Result()
     done: Counter[str] = Counter()
-    for seed in chain(failed_before(run.name), count(run.seed)):
+    for seed in seeds(run.name, run.seed):
         if result.runs >= run.size:
             break
         result.seeds.append(seed)

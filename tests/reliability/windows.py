@@ -10,7 +10,6 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from itertools import chain, count
 from random import Random
 
 from tailrace_flows.core.config import WindowConfig
@@ -20,7 +19,7 @@ from tailrace_schemas.samples import KINDS, Series
 from tests.flows.machine import START_US, Machine, S, check, check_events, check_row
 from tests.flows.oracle import DAY_US, Batch, Entry, Expected, Garbage, Key, Single, expect, rows_of
 from tests.reliability.attack import Result, Run, attack
-from tests.reliability.seeds import failed_before
+from tests.reliability.seeds import seeds
 
 __all__ = ["MODES", "Plan", "World", "judge_live", "play"]
 
@@ -450,10 +449,10 @@ def _check_rows(world: World, expected: Expected) -> None:
     long=1_000_000,
 )
 def windows(run: Run) -> Result:
-    """Worlds until there are enough steps: those that failed before, then run.seed and those after it."""
+    """Worlds until there are enough steps: of run.seed, of the seeds that failed before, of those after run.seed."""
     result = Result()
     done: Counter[str] = Counter()
-    for seed in chain(failed_before(run.name), count(run.seed)):
+    for seed in seeds(run.name, run.seed):
         if result.runs >= run.size:
             break
         result.seeds.append(seed)
