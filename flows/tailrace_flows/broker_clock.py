@@ -13,8 +13,9 @@ __all__ = ["offset_us"]
 log = logging.getLogger(__name__)
 
 TIMEOUT_S: Final = 5.0
-TOLD_US: Final = 2_000_000
-"""A greater difference between the two clocks is worth a warning."""
+TOLERANCE_US: Final = 5_000_000
+"""The clocks of hosts differ by so much: a flow that went by the broker's would start anew once records agree with its
+own host's (`tailrace_flows.core.steady`)."""
 
 
 class _UntoldError(Exception):
@@ -22,11 +23,11 @@ class _UntoldError(Exception):
 
 
 def offset_us(client: dict[str, Any], topic: str) -> int | None:
-    """How far the broker's wall clock is ahead of this host's monotonic one; too great by what its answer took.
+    """How far the broker's wall clock is ahead of this host's monotonic one, where the wall clocks of both differ.
 
-    An empty record is written to `topic`, on which brokers put the time themselves (`LogAppendTime`). None: it was not
-    told, since the broker is the embedded one (which is on this host), or for a reason that is logged. Takes a few
-    milliseconds, or TIMEOUT_S twice.
+    An empty record is written to `topic`, on which brokers put the time themselves (`LogAppendTime`). None: the clocks
+    agree, or the broker did not tell, since it is the embedded one (which is on this host), or for a reason that is
+    logged. Takes a few milliseconds, or TIMEOUT_S twice; what it takes makes the answer too great.
     """
     try:
         of_broker_us = _ask(client, topic)
@@ -34,13 +35,15 @@ def offset_us(client: dict[str, Any], topic: str) -> int | None:
         why = error.args[0].str() if isinstance(error, KafkaException) else error
         log.warning("topic %s: %s. So this host's clock is believed, not compared with the broker's", topic, why)
         return None
-    if of_broker_us is not None:
-        ahead_us = clock.now_us() - clock.monotonic_ns() // 1000 - of_broker_us
-        if abs(ahead_us) > TOLD_US:
-            log.warning(
-                "this host's clock is %.1f s %s that of Kafka's broker: going by the one that is behind until "
-                "all records agree with the other", abs(ahead_us) / 1e6, "ahead of" if ahead_us > 0 else "behind",
-            )  # fmt: skip
+    if of_broker_us is None:
+        return None
+    ahead_us = clock.now_us() - clock.monotonic_ns() // 1000 - of_broker_us
+    if abs(ahead_us) <= TOLERANCE_US:
+        return None
+    log.warning(
+        "this host's clock is %.1f s %s that of Kafka's broker: going by the one that is behind until all records "
+        "agree with the other", abs(ahead_us) / 1e6, "ahead of" if ahead_us > 0 else "behind",
+    )  # fmt: skip
     return of_broker_us
 
 

@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 from random import Random
 
+from tailrace_flows.broker_clock import TOLERANCE_US
 from tailrace_flows.core.counters import Count
 from tailrace_flows.core.steady import SteadyClock
 from tailrace_schemas.clock import monotonic_s, now_us
@@ -106,7 +107,9 @@ class Stepping(World):
         """A new process, which believes the clock as it is, unless it is ahead of the broker's, which is right, or of
         what the process before it believed."""
         true_us = self.true_now_us
-        self.steady = SteadyClock(true_us + self.error_us, true_us, 0 if offset_us is None else offset_us)
+        if offset_us is None and self.error_us > TOLERANCE_US:
+            offset_us = 0
+        self.steady = SteadyClock(true_us + self.error_us, true_us, offset_us)
         self.now_us = self.steady.now_us(true_us)
         self.believed_us = self.now_us - true_us
         self._restore()
