@@ -29,7 +29,10 @@ from tailrace_flows import host_clock
 from tailrace_flows.private_files import check_owned, open_private, private_directory
 from tailrace_flows.settings import Settings
 
-__all__ = ["ClockSetError", "DamagedError", "LockedError", "is_locked", "lock", "no_space", "prepare_recovery", "run"]
+__all__ = [
+    "ClockSetError", "DamagedError", "LockedError", "is_locked", "lock", "no_space", "prepare_recovery", "run",
+    "start_deaf",
+]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +44,7 @@ GRACE_S = 3.0
 """After a signal, writes that cannot be made durable have this long before they are left to the next start."""
 EXIT_S = 4.5
 """After a signal, the process is gone by then, whatever hangs: recovery makes that safe."""
+STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """Of glibc's malloc.h."""
@@ -219,6 +223,13 @@ def keep_freed_memory() -> None:
         mallopt(M_ARENA_MAX, 1)  # only the first arena keeps anything
 
 
+def start_deaf(thread: threading.Thread) -> None:
+    """Starts a thread that takes no STOP_SIGNALS: what the main thread blocks, no other may get."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    thread.start()
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def run(
     settings: Settings,
     build: Callable[..., Any],
@@ -237,7 +248,8 @@ def run(
     `ready` is called as soon as signals lead to a clean end.
 
     Raises:
-        ClockSetError: the host's clock was set; the engine may hang, and the process must end.
+        ClockSetError: the host's clock was set; the engine may hang, and the process must end. SIGTERM and SIGINT are
+            blocked then, until this is called again.
         whatever the dataflow raised.
     """
     keep_freed_memory()
@@ -252,8 +264,9 @@ def run(
             stopped_at.append(clock.monotonic_s())
 
     # Never restored: a second signal while the process ends must not turn a clean end into a killed one.
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         signal.signal(number, begin_stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     ready()
     failure: list[BaseException] = []
 
@@ -278,12 +291,15 @@ def run(
 
     thread = threading.Thread(target=engine, name="bytewax", daemon=True)
     ends_at = None if duration_s is None else clock.monotonic_s() + duration_s
-    thread.start()
+    start_deaf(thread)
     while thread.is_alive():
         thread.join(0.1)
         now_s = clock.monotonic_s()
         if not stopped_at and (set_by_us := host_clock.set_by_us()):
-            raise ClockSetError(set_by_us)
+            # What comes from here on stops the process once it has started anew: it stays blocked through an exec.
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+            if not stopped_at:
+                raise ClockSetError(set_by_us)
         if not stop.is_set() and (stopped_at or (ends_at is not None and now_s >= ends_at)):
             log.info("stopping: %s", "signal" if stopped_at else "the duration is over")
             stop.set()

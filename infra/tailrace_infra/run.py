@@ -110,7 +110,7 @@ def _run_here(
     names = names_of(flow)
     build = compose(names)
     if process == 0 and "windows" in names:
-        threading.Thread(target=_roll_up, args=(settings,), name="rollup", daemon=True).start()
+        runner.start_deaf(threading.Thread(target=_roll_up, args=(settings,), name="rollup", daemon=True))
     offset = os.environ.pop(_OFFSET_VARIABLE, None)
     host_clock.begin(_broker_offset_us(settings) if offset is None else int(offset))
     try:
