@@ -30,7 +30,7 @@ __all__ = [
 WRITE_ROWS = 20_000
 """Rows that are written before the epoch ends, so that the flow computes meanwhile, and memory is bounded."""
 AGGREGATE_BYTES = 400_000
-"""A message's rows, at most, so that it stays below Kafka's default limit of 1 MB."""
+"""A message's rows, about, and twice that at most: Kafka takes 1 MB by default."""
 
 SCHEMA_OF = {
     "slo_status_rows": SLO_STATUS,
@@ -154,8 +154,20 @@ class _Aggregates:
             for number, block in enumerate(blocks):
                 # Who reads that a window is closed must have had all of its rows: only the last message says it.
                 watermark_us = block.watermark_us if last[block[:2]] == number else UNKNOWN_US
-                message = encode_window_rows(WindowRows(*block[:3], watermark_us, block.rows))
-                self._writer.write(self._topic, block.service.encode(), message)
+                self._write(WindowRows(*block[:3], watermark_us, block.rows))
+
+    def _write(self, rows: WindowRows) -> None:
+        """Writes a message of them, or two where it gets too large: some rows are many times the size of the others.
+
+        One row always fits: `core.sketch` bounds its buckets and `tailrace_schemas.samples` its names.
+        """
+        message = encode_window_rows(rows)
+        half = rows.rows.num_rows // 2
+        if len(message) > 2 * AGGREGATE_BYTES and half:
+            self._write(rows._replace(watermark_us=UNKNOWN_US, rows=rows.rows.slice(0, half)))
+            self._write(rows._replace(rows=rows.rows.slice(half)))
+        else:
+            self._writer.write(self._topic, rows.service.encode(), message)
 
     def flush(self) -> None:
         self._writer.flush()

@@ -283,7 +283,7 @@ def check_row(key: Key, row: dict[str, Any], wanted: Row, config: WindowConfig) 
     assert close(row["increase"], wanted.increase, wanted.increase_size), where
     assert row["bucket_index"] == sorted(wanted.buckets), where
     assert dict(zip(row["bucket_index"], row["bucket_count"], strict=True)) == wanted.buckets, where
-    assert row["scale"] == (config.scale if key.series.kind == "distribution" else None), where
+    assert row["scale"] == wanted.scale, where
     generation, version = divmod(row["version"], 1 << 48)
     assert generation == config.generation, where
     if key.series.kind == "cumulative":

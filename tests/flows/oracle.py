@@ -4,7 +4,7 @@ Nothing here shares code with `tailrace_flows.core`. `expect` reads logs of batc
 rows and counters must come out, however the logs were cut into polls and however often the flow was killed.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -19,6 +19,8 @@ from tailrace_schemas.topics import shard_of
 
 DAY_US = 24 * 3600 * 1_000_000
 SMALLEST_NORMAL = 2.0**-1022
+MAX_ROW_BUCKETS = 16_384
+"""A row of more is as much coarser as it takes."""
 MAX_TIME_US = 4_102_444_800_000_000
 
 
@@ -120,6 +122,7 @@ class Row:
     increase_size: Fraction
     resets: int | None
     buckets: dict[int, int]
+    scale: int | None
     points: int
     """Upper limit of the version's count."""
 
@@ -211,10 +214,12 @@ def _row(kind: str, inside: list[Sample], steps: list[_Step], scale: int) -> Row
         increase = size = Fraction(len(values))
     elif known:
         increase = size = sum(known, Fraction())
-    buckets: dict[int, int] = defaultdict(int)
+    buckets: Counter[int] = Counter()
     if kind == "distribution":
-        for value in values:
-            buckets[exact_code(value, scale)] += 1
+        buckets = Counter(exact_code(value, scale) for value in values)
+        while len(buckets) > MAX_ROW_BUCKETS:
+            scale -= 1
+            buckets = Counter(exact_code(value, scale) for value in values)
     return Row(
         count=len(values),
         sum=None if kind == "cumulative" else sum(exact, Fraction()),
@@ -226,6 +231,7 @@ def _row(kind: str, inside: list[Sample], steps: list[_Step], scale: int) -> Row
         increase_size=size or Fraction(),
         resets=sum(step.reset for step in steps) if kind == "cumulative" else None,
         buckets=dict(buckets),
+        scale=scale if kind == "distribution" else None,
         points=max((step.points for step in steps), default=len(values)),
     )
 

@@ -8,9 +8,11 @@ import pytest
 from tailrace_flows.behind import Behind, Spool
 from tailrace_flows.core.chunk import UNKNOWN_US
 from tailrace_flows.core.shard import Output
+from tailrace_flows.core.sketch import MAX_BUCKETS
 from tailrace_flows.core.table import NO_ROWS, Block
 from tailrace_flows.outputs import AGGREGATE_BYTES, WRITE_ROWS, AggregatesSink, ClickHouseSink
 from tailrace_schemas.rows import COUNTERS, WindowRows, decode_window_rows
+from tailrace_sinks.kafka import KafkaWriter
 
 from tests.flows.writing import Writer, run
 
@@ -59,6 +61,22 @@ def test_only_the_last_message_of_a_service_says_that_its_windows_are_closed() -
 def test_passing_time_is_told_without_rows() -> None:
     (found,) = written(Output([Block("cart", "", 10, 70, NO_ROWS)]))
     assert (found.watermark_us, found.rows.num_rows) == (70, 0)
+
+
+@pytest.mark.parametrize("narrow", [0, 20_000])
+@pytest.mark.parametrize("wide", [1, 20])
+def test_kafka_takes_rows_however_their_sizes_differ(embedded_broker: str, narrow: int, wide: int) -> None:
+    """Wide rows side by side: there are some MB of them, while a row has 200 bytes on average."""
+    (small,) = many_rows("cart").slice(0, 1).to_pylist()
+    row = small | {"bucket_index": list(range(MAX_BUCKETS)), "bucket_count": [2**40] * MAX_BUCKETS}
+    rows = pa.RecordBatch.from_pylist([row] * wide + [small] * narrow, NO_ROWS.schema)
+    writer = KafkaWriter({"bootstrap.servers": embedded_broker}, lambda: False)
+    part = AggregatesSink(lambda: writer, "aggregates").build_part("aggregates", "00", None)
+    part.write_batch([Output([Block("cart", "", 10, 70, rows)])])
+    part.snapshot()
+    blocks = written(Output([Block("cart", "", 10, 70, rows)]))
+    assert pa.Table.from_batches([one.rows for one in blocks]).to_pylist() == rows.to_pylist()
+    assert [one.watermark_us for one in blocks] == [UNKNOWN_US] * (len(blocks) - 1) + [70]
 
 
 class Table:

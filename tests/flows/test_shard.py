@@ -191,6 +191,17 @@ def test_late_corrections_of_many_series_are_whole_rows(kind: str) -> None:
     run(w.rows(table, *every), w.rows(table, (0, 30.0, 1.0)), w.rows(table, *every[1000::7], *every[::211]))
 
 
+def test_a_row_with_too_many_buckets_is_coarser_and_those_beside_it_are_not() -> None:
+    table = tuple(Series("m", "distribution", "", (("n", str(number)),)) for number in range(4))
+    rng = np.random.default_rng(1)
+    wide = rng.integers(0, 2**64, 26_000, np.uint64).view(np.float64)
+    wide = wide[np.isfinite(wide)]
+    samples = [(row, 1.0, value) for row in (0, 2) for value in wide[row * 100 :].tolist()]
+    samples += [(row, 1.0, value) for row in (1, 3) for value in rng.lognormal(0, 1, 20).tolist()]
+    machine = run(Writer().rows(table, *samples), config=WindowConfig(scale=3))
+    assert sorted(row["scale"] for row in machine.rows.values()) == 4 * [2] + 4 * [3]
+
+
 def test_overflowing_sums_harm_nothing_else() -> None:
     table = tuple(Series("m", kind) for kind in ("distribution", "gauge", "counter", "cumulative", "event"))
     huge = [(row, 1.0 + step, 1.7e308) for row in range(5) for step in range(3)]

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tailrace_flows.core import sketch
 from tailrace_flows.core.grid import CODE_BIAS, CODE_MASK
-from tailrace_flows.core.window import MAX_RUNS, Window, count_sorted, merge_runs
+from tailrace_flows.core.window import MAX_RUNS, Window, count_sorted, fitting, merge_runs
 
 from tests.flows.oracle import exact_code, nearest_rank
 
@@ -198,6 +198,30 @@ def test_merged_sketches_of_different_scales_keep_the_coarsest_one_s_error(name:
 @given(st.lists(st.floats(-1e300, 1e300, allow_subnormal=False), min_size=1, max_size=30), st.sampled_from(SCALES))
 def test_quantiles_of_any_few_values_are_within_the_stated_error(values: list[float], scale: int) -> None:
     check_quantiles(np.array(values), sketched(np.array(values), scale), scale)
+
+
+def of_any_exponent(size: int) -> np.ndarray:
+    values = np.random.default_rng(size).integers(0, 2**64, size, np.uint64).view(np.float64)
+    return values[np.isfinite(values)]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_buckets_that_are_too_many_are_written_at_the_finest_scale_that_fits_with_its_error(scale: int) -> None:
+    values = of_any_exponent(100_000)
+    codes, counts = sketched(values, scale)
+    (keys, fitted), coarser = fitting((codes + CODE_BIAS, counts), scale)
+    of_scale = {by: sketched(values, scale - by) for by in range(scale + 1)}
+    assert coarser == max(scale - by for by, (found, _) in of_scale.items() if found.size <= sketch.MAX_BUCKETS)
+    run = keys - CODE_BIAS, fitted
+    assert as_dict(run) == as_dict(of_scale[scale - coarser])
+    check_quantiles(values, run, coarser)
+
+
+@pytest.mark.parametrize(("scale", "octaves"), [(6, 256), (8, 64)])
+def test_the_scale_is_kept_over_as_many_octaves_as_are_stated(scale: int, octaves: int) -> None:
+    every = (512 << scale) + np.arange((octaves << scale) + 1)
+    for many, expected in ((every[:-1], scale), (every, scale - 1)):
+        assert fitting((many + CODE_BIAS, np.ones(many.size, np.int64)), scale)[1] == expected
 
 
 def test_a_rank_is_not_moved_by_the_rounding_of_its_product() -> None:

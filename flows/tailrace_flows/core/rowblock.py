@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 from tailrace_schemas.rows import WINDOW_ROWS
 
 from tailrace_flows.core.config import WindowConfig
-from tailrace_flows.core.grid import CODE_BIAS, CODE_MASK
+from tailrace_flows.core.grid import CODE_BIAS, CODE_MASK, Run
 from tailrace_flows.core.increases import Increases
 from tailrace_flows.core.series import COUNTER, CUMULATIVE, DISTRIBUTION, EVENT, GAUGE, SeriesIndex
-from tailrace_flows.core.sketch import CODE_BITS
-from tailrace_flows.core.window import Window
+from tailrace_flows.core.sketch import CODE_BITS, MAX_BUCKETS
+from tailrace_flows.core.window import Window, fitting
 
 __all__ = ["Cumulative", "build_rows", "rows_of"]
 
@@ -72,7 +72,12 @@ def rows_of(
         wanted[slots] = True
         kept = wanted[keys >> CODE_BITS]
         keys, counts = keys[kept], counts[kept]
-    offsets = np.append(np.searchsorted(keys, slots << CODE_BITS), keys.size).astype(np.int32)
+    begins = _begins(keys, slots)
+    scale = np.full(slots.size, window.scale, np.int8)
+    if (np.diff(begins) > MAX_BUCKETS).any():
+        keys, counts = _fit((keys, counts), begins, scale)
+        begins = _begins(keys, slots)
+    offsets = begins.astype(np.int32)
 
     columns = {name: column.take(pa.array(series_slots)) for name, column in series.columns().items()}
     columns |= {
@@ -88,10 +93,30 @@ def rows_of(
         "resets": pa.array(resets.astype(np.uint32), mask=~is_cumulative),
         "bucket_index": pa.ListArray.from_arrays(offsets, pa.array(((keys & CODE_MASK) - CODE_BIAS).astype(np.int32))),
         "bucket_count": pa.ListArray.from_arrays(offsets, pa.array(counts.astype(np.uint64))),
-        "scale": pa.array(np.full(slots.size, window.scale, np.int8), mask=~distribution),
+        "scale": pa.array(scale, mask=~distribution),
         "version": pa.array(version.astype(np.uint64)),
     }
     return pa.record_batch([columns[field.name] for field in WINDOW_ROWS], schema=WINDOW_ROWS)
+
+
+def _begins(keys: NDArray[np.int64], slots: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(n + 1,) where the buckets of each slot begin, and where the last one's end."""
+    return np.append(np.searchsorted(keys, slots << CODE_BITS), keys.size)
+
+
+def _fit(run: Run, begins: NDArray[np.int64], scale: NDArray[np.int8]) -> Run:
+    """The run with the buckets of all slots fitting; changes the `scale` of those that did not, in place."""
+    keys, counts = run
+    parts = []
+    done = 0
+    for row in np.flatnonzero(np.diff(begins) > MAX_BUCKETS).tolist():
+        own = slice(begins[row], begins[row + 1])
+        before = slice(done, own.start)
+        fitted, scale[row] = fitting((keys[own], counts[own]), int(scale[row]))
+        parts += [(keys[before], counts[before]), fitted]
+        done = own.stop
+    parts.append((keys[done:], counts[done:]))
+    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
 
 def _combine(increases: list[Increases | None], slots: NDArray[np.int64]) -> Cumulative:

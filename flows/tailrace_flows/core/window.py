@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from tailrace_flows.core.chunk import joined
 from tailrace_flows.core.grid import CODE_BIAS, CODE_MASK, Bands, Grid, Run
 from tailrace_flows.core.series import CUMULATIVE, DISTRIBUTION, GAUGE
-from tailrace_flows.core.sketch import CODE_BITS, codes_of, downscale
+from tailrace_flows.core.sketch import CODE_BITS, MAX_BUCKETS, codes_of, downscale
 
-__all__ = ["Window", "merge_runs", "merge_windows"]
+__all__ = ["Window", "fitting", "merge_runs", "merge_windows"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -243,6 +243,13 @@ def _coarser(run: Run, by: int) -> Run:
         return run
     codes = downscale((keys & CODE_MASK) - CODE_BIAS, by)
     return _add_up(keys & ~CODE_MASK | codes + CODE_BIAS, counts)
+
+
+def fitting(run: Run, scale: int) -> tuple[Run, int]:
+    """The run of one slot at the finest scale, from this one down, at which it has no more than MAX_BUCKETS."""
+    while run[0].size > MAX_BUCKETS:
+        run, scale = _coarser(run, 1), scale - 1
+    return run, scale
 
 
 def merge_windows(windows: list[Window]) -> Window:
