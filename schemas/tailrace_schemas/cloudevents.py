@@ -15,7 +15,7 @@ __all__ = [
 ]  # fmt: skip
 
 MAX_BYTES: Final = 1_000_000
-"""Of a message that is read: an alert with a hundred long annotations has about as much."""
+"""Of a message that is read, as of one that Kafka takes by default."""
 
 
 class Message(NamedTuple):

@@ -1,13 +1,18 @@
 """The life of alerts: published cases of Prometheus, scenario tables, and what must hold in any history."""
 
 from collections import defaultdict
+from functools import partial
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tailrace_flows.core.alerting import lifecycle
+from tailrace_flows.core.alerting.dispatch import Dispatcher
+from tailrace_flows.core.alerting.evaluator import Findings
 from tailrace_flows.core.alerting.lifecycle import AlertSpec, RuleAlerts, describe
+from tailrace_flows.core.alerting.responder import Response
+from tailrace_flows.outputs import EventsSink, NotificationsSink
 from tailrace_schemas.alerts import (
     AlertEvent,
     Command,
@@ -19,8 +24,11 @@ from tailrace_schemas.alerts import (
     Transition,
     time_of,
 )
+from tailrace_schemas.cloudevents import event_message, notification_message, read_event, read_notification
+from tailrace_sinks.kafka import KafkaWriter
 
 from tests.data import reference
+from tests.flows.alerting.dispatching import config_of
 from tests.flows.alerting.scenario import Player, S, labels_of, play
 
 CONDITIONS = {
@@ -358,6 +366,39 @@ def test_annotations_are_bounded() -> None:
         (answer,) = alerts.command(note) or []
     assert answer.transition is Transition.REJECTED
     assert answer.reason == "the alert has 100 annotations, the most it takes"
+
+
+@pytest.mark.parametrize("char", ["x", "\u65e5", "\U0001f4a3", '"', "\n", "\x01"])
+def test_an_alert_fits_into_its_messages_whatever_was_written_on_it(char: str) -> None:
+    """With the longest texts that labels and commands take, whatever they become in JSON; it can still be resolved."""
+    label = char * (16_000 // len(char.encode()))
+    labels = (("a", label), ("service", char * 250))
+    template = "{a}" * 500
+    alerts = RuleAlerts(SPEC._replace(for_us=0, description=template, tags=(char * 200,) * 10))
+    (first,) = alerts.evaluate(0, {labels: 0.9})
+    assert first.alert is not None
+    command = partial(Command, alert_id=first.alert.id, time=time_of(S), author=char * 200)
+    events = [first]
+    while events[-1].transition is not Transition.REJECTED:
+        note = command(id=f"c{len(events)}", kind=CommandKind.ANNOTATE, message=char * 10_000)
+        events += alerts.command(note) or []
+    assert "no room for it" in events[-1].reason
+    events += alerts.command(command(id="ack", kind=CommandKind.ACKNOWLEDGE)) or []
+    events += alerts.command(command(id="end", kind=CommandKind.RESOLVE)) or []
+    assert [event.transition for event in events[-3:]] == [
+        Transition.REJECTED, Transition.ACKNOWLEDGED, Transition.RESOLVED,
+    ]  # fmt: skip
+    topic: Any = KafkaWriter({"bootstrap.servers": "127.0.0.1:1", "log_level": 0}, lambda: True)  # checks sizes itself
+    sink = EventsSink(lambda: topic, "alerts").build_part("alerts", "00", None)
+    sink.write_batch([Findings(events)])
+    for event in events:
+        assert read_event(event_message(event).value) == event
+    dispatcher = Dispatcher(config_of("routing: {receiver: mail, group_by: ['...']}"))
+    dispatcher.on_event(events[-2], 0)
+    (told,) = dispatcher.on_time(30 * S)
+    responses = NotificationsSink(lambda: topic, "notifications", "alerts").build_part("responses", "00", None)
+    responses.write_batch([Response([told])])
+    assert read_notification(notification_message(told).value) == told
 
 
 def test_an_annotation_without_words_is_rejected() -> None:

@@ -43,7 +43,7 @@ __all__ = ["ALERTS_MAX", "Dispatcher"]
 
 ALERTS_MAX: Final = 200
 BYTES_MAX: Final = 400_000
-"""Of alerts in one notification: Kafka takes 1 MB by default."""
+"""Of alerts in one notification: Kafka takes 1 MB by default. No alert has more, see `lifecycle.MAX_ALERT_BYTES`."""
 ENDED_KEPT: Final = 20_000
 ENDED_KEPT_US: Final = 3_600_000_000
 """Alerts that are over are remembered for so long (and so many), to know their events when they come again."""

@@ -52,6 +52,10 @@ RESOLVED_KEPT: Final = 100
 """Alerts of a rule that can still be annotated and marked after their end; the oldest make room."""
 RESOLVED_KEPT_US: Final = 7 * 24 * 3600 * 1_000_000
 MAX_ANNOTATIONS: Final = 100
+MAX_ALERT_BYTES: Final = 300_000
+"""Of an alert as JSON: what would make it longer is not annotated. Kafka takes 1 MB, of an event and of a notification,
+which has the labels three times more."""
+MAX_DESCRIPTION_CHARS: Final = 10_000
 COMMANDS_KEPT: Final = 100
 """Command ids remembered for each alert, to know a command that is delivered twice."""
 STATE_VERSION: Final = 1
@@ -81,7 +85,7 @@ def describe(template: str, labels: Labels, value: float) -> str:
     """The description: `{value}` and `{label.name}` replaced, with a format as in `{value:.0%}`.
 
     A label that an alert does not have is the empty text, a value that is not known (NaN) is "no data". Nothing but
-    these names is looked up.
+    these names is looked up. It is cut after MAX_DESCRIPTION_CHARS: labels may be long, and named often.
 
     Raises:
         ValueError: braces without a partner, or a format that a number or a text does not take.
@@ -97,7 +101,7 @@ def describe(template: str, labels: Labels, value: float) -> str:
                 parts.append("no data")
                 continue
             parts.append(format(names[name], form or "") if name in names else "")
-    return "".join(parts)
+    return "".join(parts)[:MAX_DESCRIPTION_CHARS]
 
 
 @dataclass
@@ -506,6 +510,10 @@ def _refusal(command: Command, alert: Alert) -> str:
         return "it is marked so already" if command.false_positive else "it is not marked as a false positive"
     if command.message and len(alert.annotations) >= MAX_ANNOTATIONS:
         return f"the alert has {MAX_ANNOTATIONS} annotations, the most it takes"
+    if command.message and len(_with_message(alert, command).model_dump_json().encode()) > MAX_ALERT_BYTES:
+        return (
+            f"the alert has no room for it: with all that was written on it, it has {MAX_ALERT_BYTES:,} bytes at most"
+        )
     return ""
 
 
