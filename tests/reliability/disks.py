@@ -12,16 +12,19 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from tailrace_schemas.clock import monotonic_s, now_us
 
 from tests.reliability.attack import Result, Run, attack
 from tests.reliability.traffic import Traffic
 from tests.reliability.world import World, check_rows, finish, python, starts_on_window, why_no_kafka
 
-__all__ = ["Disk", "why_no_namespaces"]
+__all__ = ["Disk", "heard", "why_no_namespaces"]
 
 SIZES_MB = {"recovery": 32, "clickhouse": 256, "broker": 192}
 TOLD = {
@@ -34,6 +37,7 @@ FULL_S = (3.0, 8.0)
 
 PER_DISK_S = 25
 """Of traffic: a disk that is full while nothing is written tells nothing."""
+TIMEOUT_S = 3600.0
 
 
 @attack(
@@ -51,10 +55,28 @@ def disk_full(run: Run) -> Result:
     if missing := why_no_kafka() or why_no_namespaces():
         return Result(skipped=missing)
     inside = python("-m", "tests.reliability.disks", str(run.directory), str(run.size), str(run.seed))
-    done = subprocess.run(["unshare", "-rm", *inside], capture_output=True, text=True, check=False, timeout=3600)
-    if done.returncode:
-        return Result(0, [run.seed], failures=[run.failure(done.stderr[-4000:])])
-    return Result(run.size, [run.seed], json.loads(done.stdout))
+    code, out, said = heard(["unshare", "-rm", *inside], run.say)
+    if code:
+        return Result(0, [run.seed], failures=[run.failure(said[-4000:])])
+    return Result(run.size, [run.seed], json.loads(out))
+
+
+def heard(argv: list[str], say: Callable[[str], None]) -> tuple[int, str, str]:
+    """A process's exit code, stdout, and stderr, whose lines are passed on as they come. It is killed after an hour."""
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        end = threading.Timer(TIMEOUT_S, process.kill)
+        end.start()
+        try:
+            lines = []
+            for line in process.stderr:
+                lines.append(line)
+                say(line.rstrip())
+            return process.wait(), process.stdout.read(), "".join(lines)
+        finally:
+            end.cancel()
+            process.kill()  # it has ended, unless something failed here
 
 
 def why_no_namespaces() -> str:
@@ -91,7 +113,17 @@ class Disk:
         self._ballast.unlink()
 
 
-def _attack(directory: Path, size: int, seed: int) -> dict[str, Any]:
+@contextmanager
+def _told_of(where: str) -> Iterator[None]:
+    """What fails says where."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"at {where}")
+        raise
+
+
+def _attack(directory: Path, size: int, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
     rng = random.Random(seed)
     places = {"recovery": "recovery-disk", "clickhouse": "clickhouse", "broker": "kafka/logs"}
     disks = {name: Disk(directory / place, SIZES_MB[name]) for name, place in places.items()}
@@ -106,33 +138,34 @@ def _attack(directory: Path, size: int, seed: int) -> dict[str, Any]:
         world.until(lambda: world.bench.counters().get("samples"), "samples are counted")
         full_s: Counter[str] = Counter()
         said: dict[str, str] = {}
-        for name in order:
-            threading.Event().wait(rng.uniform(2, 4))
-            world.until(lambda name=name: victims[name].pid, f"what writes to the disk of {name} runs")
-            began_s, read = monotonic_s(), logs[name].stat().st_size
+        for number, name in enumerate(order, 1):
+            where = f"disk {number} of {size}, that of {name}"
+            say(f"{where}; {world.confirmed()} of {traffic.seconds} s sent")
+            with _told_of(where):
+                threading.Event().wait(rng.uniform(2, 4))
+                world.until(lambda name=name: victims[name].pid, f"what writes to the disk of {name} runs")
+                began_s, read = monotonic_s(), logs[name].stat().st_size
 
-            def told(name: str = name, read: int = read) -> str:
-                disks[name].fill()
-                log = logs[name].read_bytes()
-                # A broker that ended writes a log of its own when it is started again.
-                lines = log[read if len(log) >= read else 0 :].decode(errors="replace").splitlines()
-                return next((line for line in lines if TOLD[name].search(line)), "")
+                def told(name: str = name, read: int = read) -> str:
+                    disks[name].fill()
+                    log = logs[name].read_bytes()
+                    # A broker that ended writes a log of its own when it is started again.
+                    lines = log[read if len(log) >= read else 0 :].decode(errors="replace").splitlines()
+                    return next((line for line in lines if TOLD[name].search(line)), "")
 
-            said[name] = world.until(told, f"the log tells that the disk of {name} is full", 60, every_s=0.05)
-            end_s = monotonic_s() + rng.uniform(*FULL_S)
-            while monotonic_s() < end_s:
-                disks[name].fill()
-                threading.Event().wait(0.2)
-            disks[name].free()
-            full_s[name] += monotonic_s() - began_s
-            counted = world.until(lambda: world.bench.counters().get("samples"), "ClickHouse answers again")
-            world.until(
-                lambda counted=counted: (
-                    world.bench.counters()["samples"] > counted or world.parts["sender"].done  # nothing more may come
-                ),
-                f"samples are counted after the disk of {name} was full",
-            )
-            victims[name].kill()
+                said[name] = world.until(told, f"the log tells that the disk of {name} is full", 60, every_s=0.05)
+                end_s = monotonic_s() + rng.uniform(*FULL_S)
+                while monotonic_s() < end_s:
+                    disks[name].fill()
+                    threading.Event().wait(0.2)
+                disks[name].free()
+                full_s[name] += monotonic_s() - began_s
+                counted = world.until(lambda: world.bench.counters().get("samples"), "ClickHouse answers again")
+                world.until(  # once all is sent, nothing more may come
+                    lambda counted=counted: world.bench.counters()["samples"] > counted or world.parts["sender"].done,
+                    f"samples are counted after the disk of {name} was full",
+                )
+                victims[name].kill()
         made = finish(world, traffic)
         rows = check_rows(world.bench, made)
         return {
@@ -145,4 +178,5 @@ def _attack(directory: Path, size: int, seed: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    json.dump(_attack(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])), sys.stdout)
+    say = Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print
+    json.dump(_attack(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), say), sys.stdout)

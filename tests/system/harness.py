@@ -1,23 +1,47 @@
 """The window flow as a process of its own, on a broker and a ClickHouse of the test's."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
-from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
 from tailrace_flows.settings import Settings
 from tailrace_infra.child import Child, start_child
 from tailrace_infra.topics import ensure_topics
 from tailrace_producers.replay import CommittedOffsets, ReplayOptions, ReplayResult, replay
+from tailrace_schemas.clock import monotonic_s
 from tailrace_sinks.clickhouse import connect
 from tailrace_sinks.migrate import migrate
 
 from tests.infra.waiting import eventually
+
+T = TypeVar("T")
+ANSWER_S = 10.0
+"""For one answer of Kafka."""
+PATIENCE_S = 60.0
+"""In all: a broker that has just started may lead no partition yet."""
+
+
+def patiently(ask: Callable[[], T], timeout_s: float = PATIENCE_S) -> T:
+    """What Kafka answers; asked again while it cannot, but not longer than that.
+
+    Raises:
+        confluent_kafka.KafkaException: the last of it.
+    """
+    pause, end_s = threading.Event(), monotonic_s() + timeout_s
+    while True:
+        try:
+            return ask()
+        except KafkaException:
+            if monotonic_s() > end_s:
+                raise
+        pause.wait(0.2)
 
 
 @dataclass
@@ -105,11 +129,12 @@ class Bench:
         consumer = Consumer({**self.settings.kafka.client(), "group.id": "reader", "log_level": 0})
         try:
             messages: list[Message] = []
-            for partition in consumer.list_topics(topic, 10).topics[topic].partitions:
-                low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), 10)
+            for partition in patiently(lambda: consumer.list_topics(topic, ANSWER_S)).topics[topic].partitions:
+                place = TopicPartition(topic, partition)
+                low, high = patiently(partial(consumer.get_watermark_offsets, place, ANSWER_S))
                 consumer.assign([TopicPartition(topic, partition, low)])
                 while low < high:
-                    found = consumer.consume(min(1_000, high - low), 10)
+                    found = consumer.consume(min(1_000, high - low), ANSWER_S)
                     assert found, f"{topic}[{partition}] cannot be read from {low}"
                     assert all(message.error() is None for message in found)
                     messages += found
