@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from benchmarks.common import environment
 from tests.reliability.attack import Attack, Figure, Plot, Result
 
-__all__ = ["RESULTS", "keep", "shown", "write"]
+__all__ = ["RESULTS", "form", "keep", "shown", "write"]
 
 RESULTS = Path(__file__).parent / "results.json"
 """The last result of each attack that was run with `--report`, with the machine it ran on."""
@@ -20,10 +20,12 @@ MOST_POINTS = 300
 """Of a plot: the page is 640 pixels wide, and the file is kept."""
 
 
-def keep(attack: Attack, result: Result, took_s: float, took_cpu_s: float) -> None:
-    """Replaces the attack's kept result."""
+def keep(attack: Attack, size: int, result: Result, took_s: float, took_cpu_s: float) -> None:
+    """Replaces the attack's kept result, of a run of that size."""
     kept = _kept()
-    kept[attack.name] = asdict(result) | {"passed": result.passed, "took_s": round(took_s), "cpu_s": round(took_cpu_s)}
+    kept[attack.name] = asdict(result) | {
+        "passed": result.passed, "size": size, "took_s": round(took_s), "cpu_s": round(took_cpu_s),
+    }  # fmt: skip
     for plot in kept[attack.name]["plots"]:
         step = -(-len(plot["x"]) // MOST_POINTS)
         plot |= {"x": plot["x"][::step], "y": plot["y"][::step]}
@@ -46,7 +48,7 @@ def write(path: Path, attacks: dict[str, Attack]) -> None:
     wheres = [entry["where"] for name, entry in kept.items() if name in attacks]
     for ending in ("md", "html"):
         page = templates.get_template(f"report.{ending}.j2").render(
-            attacks=list(attacks.values()), kept=kept, wheres=wheres, width=WIDTH, height=HEIGHT
+            attacks=list(attacks.values()), kept=kept, wheres=wheres, form=form, width=WIDTH, height=HEIGHT
         )
         path.with_suffix(f".{ending}").write_text(page)
 
@@ -60,6 +62,12 @@ def shown(value: Figure) -> str:
 
 def _kept() -> dict[str, Any]:
     return dict(json.loads(RESULTS.read_text())) if RESULTS.exists() else {}
+
+
+def form(attack: Attack, entry: dict[str, Any]) -> str:
+    """Whether what is kept was the attack's long form, its short one, or how much of the long one."""
+    size = entry.get("size", entry["runs"])  # results of before have no size, and ran about so many
+    return "long" if size >= attack.long else "short" if size == attack.short else f"{size:,} of {attack.long:,}"
 
 
 def _cell(text: str) -> str:

@@ -6,8 +6,27 @@ from pathlib import Path
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
-from tests.reliability import disks
+from tests.reliability import disks, security
+from tests.reliability.attack import Run, attacks, perform
 from tests.system.harness import patiently
+
+SKIPPED = """
+import pytest
+
+def test_holds(): pass
+
+@pytest.mark.skip(reason="no Java here")
+def test_waits(): pass
+"""
+
+
+def test_tests_of_security_that_were_skipped_did_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "test_some.py").write_text(SKIPPED)
+    monkeypatch.setattr(security, "TESTS", (f"--rootdir={tmp_path}", str(tmp_path / "test_some.py"), "-n0", "--no-cov"))
+    result = perform(attacks()["security"], Run("security", 1, 1, tmp_path, lambda _: None))
+    assert result.skipped == "1 of 2 tests: no Java here"
+    assert not result.failures
+    assert not result.passed
 
 
 def test_what_an_attack_in_a_process_of_its_own_says_comes_while_it_runs(
