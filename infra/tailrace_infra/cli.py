@@ -368,6 +368,7 @@ PARTS: Final = {
     "io_command": ("exec", "io-report"),
     "detect_command": ("detect", "forecast"),
     "backtest_command": ("backtest",),
+    "verify_command": ("verify",),
 }
 """Modules of this package that add commands with `register`, in the order of --help, and how those are called."""
 

@@ -27,7 +27,7 @@ COMMANDS = [
     "up", "run", "agent", "replay", "sql", "migrate", "topics", "check", "status", "kafka start", "kafka stop", "apply",
     "config list", "config diff", "config history", "alerts list", "alerts show", "alerts ack", "alerts resolve",
     "alerts annotate", "alerts mark", "alerts silence", "alerts watch", "slo list", "slo show", "health run",
-    "health show", "notify", "detect", "forecast",
+    "health show", "notify", "detect", "forecast", "verify",
 ]  # fmt: skip
 NOWHERE = {
     "TAILRACE_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1",
@@ -110,6 +110,22 @@ def test_a_part_is_loaded_for_each_of_its_commands(module: str) -> None:
     app = typer.Typer()
     import_module(f"tailrace_infra.{module}").register(app)
     assert commands_of(app) == set(PARTS[module])
+
+
+def test_verify_runs_the_suite_of_a_checkout() -> None:
+    done = tailrace("verify", "producer_clock", "--size", "1", "--seed", "5", cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    assert "producer_clock: held; 1 clocks" in done.stdout
+    assert "seed 5" in done.stderr
+
+
+def test_verify_elsewhere_says_where_the_suite_is(tmp_path: Path) -> None:
+    done = tailrace("verify", "--long", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1
+    assert "source tree" in done.stderr
+    assert "pip install -e '.[dev]'" in done.stderr
+    assert "tailrace verify" in done.stderr
 
 
 def test_wrong_settings_are_exit_code_2_and_name_the_place(tmp_path: Path) -> None:
