@@ -124,8 +124,18 @@ class Bench:
             lambda: self.clickhouse.query(ended, parameters=parameters).first_row[0] == len(sent.services), timeout_s
         )
 
-    def read_topic(self, topic: str) -> list[Message]:
-        """Every record of a topic, partition by partition."""
+    def read_topic(self, topic: str, patience_s: float = 120.0) -> list[Message]:
+        """Every record of a topic, partition by partition; again where the broker is away for a moment."""
+        deadline_s = monotonic_s() + patience_s
+        while True:
+            try:
+                return self._read_topic(topic)
+            except (KafkaException, AssertionError):
+                if monotonic_s() > deadline_s:
+                    raise
+            threading.Event().wait(1.0)
+
+    def _read_topic(self, topic: str) -> list[Message]:
         consumer = Consumer({**self.settings.kafka.client(), "group.id": "reader", "log_level": 0})
         try:
             messages: list[Message] = []
