@@ -2,15 +2,17 @@
 
 import base64
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient, ClusterMetadata
 from tailrace_infra import kafka
 from tailrace_infra.ports import free_port
 
 from tests.reliability.world import Process
 
-__all__ = ["Node", "nodes"]
+__all__ = ["Node", "are_in_sync", "nodes"]
 
 JVM = ("-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto",
        "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-Dorg.slf4j.simpleLogger.showDateTime=true")  # fmt: skip
@@ -35,7 +37,46 @@ class Node(Process):
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         super().__init__(f"broker-{number}", [*self._java, "kafka.Kafka", str(path)], {}, directory / "kafka.log")
-        self.address, self.sasl_address = address, sasl_address
+        self.number, self.address, self.sasl_address = number, address, sasl_address
+
+    def metadata(self) -> ClusterMetadata | None:
+        """The cluster as this node knows it; None: it does not run, or does not answer.
+
+        librdkafka may ask any broker that it has heard of: what another one says is asked again.
+        """
+        for _ in range(10 if self.pid else 0):
+            try:
+                found = AdminClient({"bootstrap.servers": self.address, "log_level": 0}).list_topics(timeout=5)
+            except KafkaException:
+                return None
+            if found.orig_broker_id in (-1, self.number):  # -1: the address it was given
+                return found
+        return None
+
+    def state(self) -> str:
+        if (found := self.metadata()) is None:
+            return ", does not answer"
+        poor = [
+            f"{topic.topic}-{one.id} is led by {one.leader}, in sync {sorted(one.isrs)} of {sorted(one.replicas)}"
+            for topic in found.topics.values() for one in topic.partitions.values() if len(one.isrs) < len(one.replicas)
+        ]  # fmt: skip
+        return "; ".join([f", knows brokers {sorted(found.brokers)}", *poor])
+
+
+def are_in_sync(brokers: Sequence[Node]) -> bool:
+    """All partitions are in sync on exactly these brokers, as each of them says itself.
+
+    What one of them says may be long over: nothing says that a broker has died before its session expired, nor while
+    there is no majority of controllers. But one that was started again answers only when it knows of its own
+    registration, which took it off those in sync. So what the last of them to start says, holds.
+    """
+    wanted = sorted(one.number for one in brokers)
+    for broker in brokers:
+        if (found := broker.metadata()) is None:
+            return False
+        if any(sorted(one.isrs) != wanted for topic in found.topics.values() for one in topic.partitions.values()):
+            return False
+    return True
 
 
 def nodes(directory: Path, count: int, host: str = "127.0.0.1") -> list[Node]:

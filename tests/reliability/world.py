@@ -93,6 +93,10 @@ class Process:
         """Of the last exit, if it is not running."""
         return self._process.poll() if self._process else None
 
+    def state(self) -> str:
+        """What it says of itself, for the message of a failure."""
+        return ""
+
     def start(self) -> None:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -274,12 +278,12 @@ class World:
             self._closing.wait(every_s)
 
     def tails(self, lines: int = 6) -> str:
-        """The ends of all logs."""
+        """The ends of all logs, and what the parts say of themselves."""
         found = []
         for name, part in self.parts.items():
             if part.log.exists():
-                text = part.log.read_text(errors="replace").splitlines()[-lines:]
-                found.append("\n".join([f"-- {name}, pid {part.pid}", *text]))
+                text = [line[:500] for line in part.log.read_text(errors="replace").splitlines()[-lines:]]
+                found.append("\n".join([f"-- {name}, pid {part.pid}{part.state()}", *text]))
         return "\n".join(found)
 
 
@@ -387,9 +391,12 @@ def finish(world: World, traffic: Traffic, flow: str = "windows") -> Workload:
     assert world.confirmed() == traffic.seconds
     made = world.until(lambda: delivered(world.bench), "the broker gives all it has")
     assert isinstance(made, Workload)
-    world.until(
-        lambda: counters_of_windows(world.bench).get("samples", 0) >= made.counters["samples"], "all is counted"
-    )
+
+    def are_counted() -> bool:
+        found = counters_of_windows(world.bench)
+        return found.get("samples", 0) + found.get("late_samples", 0) >= made.counters["samples"]
+
+    world.until(are_counted, "all is counted")
     assert world.parts[flow].stop() == 0, world.tails()
     return made
 
