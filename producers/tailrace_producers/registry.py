@@ -3,7 +3,14 @@
 from collections.abc import Mapping
 from typing import Final
 
-from tailrace_schemas.samples import MAX_ATTRIBUTES, MAX_NAME_CHARS, MAX_VALUE_CHARS, Series
+from tailrace_schemas.samples import (
+    MAX_ATTRIBUTE_BYTES,
+    MAX_ATTRIBUTES,
+    MAX_NAME_CHARS,
+    MAX_VALUE_CHARS,
+    Series,
+    attribute_bytes,
+)
 
 from tailrace_producers.buffer import Buffer, Drop, SeriesRef
 from tailrace_producers.observers import Observers
@@ -19,11 +26,11 @@ MAX_SERIES: Final = 50_000
 class Registry:
     """What instruments share: where samples go, which series there are, what is observed."""
 
-    def __init__(self, buffer: Buffer, observers: Observers, max_attributes: int) -> None:
-        """`max_attributes`: of one series, besides the resource's."""
+    def __init__(self, buffer: Buffer, observers: Observers, resource: Mapping[str, str]) -> None:
         self.buffer = buffer
         self.observers = observers
-        self._max_attributes = max_attributes
+        self._max_attributes = MAX_ATTRIBUTES - len(resource)
+        self._max_bytes = MAX_ATTRIBUTE_BYTES - attribute_bytes(resource.items())
         self._refs: dict[Series, SeriesRef] = {}
         nothing = Series("", "gauge")
         self.invalid: Final = SeriesRef(nothing, Drop.INVALID)
@@ -32,7 +39,7 @@ class Registry:
 
     def ref(self, kind: str, name: str, unit: str, attributes: Attributes) -> SeriesRef:
         """The series' one ref. Raises ValueError, and whatever a value's str() raises."""
-        series = Series(name, kind, unit, canonical(attributes, self._max_attributes))
+        series = Series(name, kind, unit, canonical(attributes, self._max_attributes, self._max_bytes))
         if kind == "event":
             return SeriesRef(series)
         ref = self._refs.get(series)
@@ -43,11 +50,14 @@ class Registry:
         return ref
 
 
-def canonical(attributes: Attributes, most: int = MAX_ATTRIBUTES) -> tuple[tuple[str, str], ...]:
+def canonical(
+    attributes: Attributes, most: int = MAX_ATTRIBUTES, most_bytes: int = MAX_ATTRIBUTE_BYTES
+) -> tuple[tuple[str, str], ...]:
     """Attributes as a series has them: text, sorted by key. Long values are cut, None is left out.
 
     Raises:
-        ValueError: a key that cannot be sent, or too many attributes; also whatever a value's str() raises.
+        ValueError: a key that cannot be sent, or attributes that are too many or too long; also whatever a
+            value's str() raises.
     """
     pairs = sorted(
         (checked_name(key, "an attribute's key"), _text(value))
@@ -56,6 +66,8 @@ def canonical(attributes: Attributes, most: int = MAX_ATTRIBUTES) -> tuple[tuple
     )
     if len(pairs) > most:
         raise ValueError(f"{len(pairs)} attributes; at most {most} fit beside the resource's")
+    if (size := attribute_bytes(pairs)) > most_bytes:
+        raise ValueError(f"attributes of {size} bytes; at most {most_bytes} fit beside the resource's")
     return tuple(pairs)
 
 

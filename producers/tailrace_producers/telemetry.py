@@ -19,7 +19,6 @@ from typing import Self
 from weakref import WeakSet
 
 from tailrace_schemas.clock import monotonic_s, now_ns
-from tailrace_schemas.samples import MAX_ATTRIBUTES
 from tailrace_schemas.topics import Topics
 
 from tailrace_producers.buffer import Buffer, Stats
@@ -91,7 +90,7 @@ class Telemetry:
         check_properties(kafka)
         self._buffer = Buffer(max_samples, on_cut=lambda: self._sender.wake())
         self._observers = Observers(self._count_failed_observation)
-        self._registry = Registry(self._buffer, self._observers, MAX_ATTRIBUTES - len(resource))
+        self._registry = Registry(self._buffer, self._observers, resource)
         self._sender = Sender(self._buffer, Packer(service, resource, ""), topics.samples, service.encode(), kafka)
         self._closed = False
         self._closing = RLock()  # a signal handler may call close() in the middle of close()

@@ -14,10 +14,10 @@ from typing import Any, Final, NamedTuple
 from tailrace_schemas.codec import Codec, FlatCodec, TruncatedError, read_double, read_long, read_size, read_text
 
 __all__ = [
-    "KINDS", "MAX_ATTRIBUTES", "MAX_MESSAGE_BYTES", "MAX_NAME_CHARS", "MAX_SEQUENCE", "MAX_SERIES",
-    "MAX_TABLE_ATTRIBUTES", "MAX_TIME_US", "MAX_VALUE_CHARS", "MIN_TIME_US", "SINGLE_HEADER", "Reason", "Rejection",
-    "SampleBatch", "Series", "SeriesTable", "decode", "decode_series_table", "encode_batch", "encode_sample",
-    "encode_series_table", "table_of_rows",
+    "KINDS", "MAX_ATTRIBUTES", "MAX_ATTRIBUTE_BYTES", "MAX_MESSAGE_BYTES", "MAX_NAME_CHARS", "MAX_SEQUENCE",
+    "MAX_SERIES", "MAX_TABLE_ATTRIBUTES", "MAX_TIME_US", "MAX_VALUE_CHARS", "MIN_TIME_US", "SINGLE_HEADER", "Reason",
+    "Rejection", "SampleBatch", "Series", "SeriesTable", "attribute_bytes", "decode", "decode_series_table",
+    "encode_batch", "encode_sample", "encode_series_table", "table_of_rows",
 ]  # fmt: skip
 
 KINDS: Final = ("distribution", "counter", "cumulative", "gauge", "event")
@@ -31,6 +31,9 @@ MAX_VALUE_CHARS: Final = 4096
 """Of an attribute's value."""
 MAX_ATTRIBUTES: Final = 128
 """Of one series, the resource's included."""
+MAX_ATTRIBUTE_BYTES: Final = 16_384
+"""Of one series' keys and values together in UTF-8, the resource's included. They are in each of its rows, and four
+times in a notification, as JSON, which may take six bytes for one: of either, Kafka takes 1 MB by default."""
 MAX_TABLE_ATTRIBUTES: Final = 250_000
 """Of all series of one table together, the resource's counted for each: bounds what a small message can unfold to."""
 MAX_SEQUENCE: Final = (1 << 40) - 1
@@ -113,7 +116,8 @@ def encode_series_table(series: Iterable[Series], resource: Mapping[str, str] | 
         TypeError: a name or attribute is no text.
     """
     common = _checked(dict(resource or {}))
-    rows = [_checked_row(one, common) for one in series]
+    common_bytes = attribute_bytes(common.items())
+    rows = [_checked_row(one, common, common_bytes) for one in series]
     if len(rows) > MAX_SERIES:
         raise ValueError(f"{len(rows)} series in one table; the limit is {MAX_SERIES}")
     total = len(common) * len(rows) + sum(len(row["attributes"]) for row in rows)
@@ -168,7 +172,7 @@ def encode_sample(service: str, series: Series, time_us: int, value: float, stre
     _check_number(time_us, "time_us", MIN_TIME_US, MAX_TIME_US)
     return SAMPLE.encode(
         {
-            "service": service, "stream": stream, "time_us": time_us, "value": value, **_checked_row(series, {}),
+            "service": service, "stream": stream, "time_us": time_us, "value": value, **_checked_row(series, {}, 0),
         }
     )  # fmt: skip
 
@@ -233,7 +237,7 @@ def _read_sample(payload: bytes) -> SampleBatch | Rejection:
     stream, at = read_text(payload, at)
     time_us, at = read_long(payload, at)
     begin = at
-    series, _, at = _read_series(payload, at, {}, {})
+    series, _, at = _read_series(payload, at, {}, 0, {})
     # A sample's fields from `metric` to `attributes` are a row of a series table: the table of that one row.
     encoded = b"\x00\x02" + payload[begin:at] + b"\x00"
     value, at = read_double(payload, at)
@@ -327,6 +331,7 @@ _Pairs = dict[bytes, tuple[str, str]]
 def _read_series_table(encoded: bytes) -> SeriesTable:
     pairs: _Pairs = {}
     resource, _, at = _read_attributes(encoded, 0, pairs)
+    resource_bytes = at
     rows: list[Series] = []
     attributes = 0
     while True:
@@ -336,7 +341,7 @@ def _read_series_table(encoded: bytes) -> SeriesTable:
         if len(rows) + count > MAX_SERIES:
             raise ValueError(f"{len(rows) + count} series in one table; the limit is {MAX_SERIES}")
         for _ in range(count):
-            one, entries, at = _read_series(encoded, at, resource, pairs)
+            one, entries, at = _read_series(encoded, at, resource, resource_bytes, pairs)
             rows.append(one)
             attributes += len(resource) + entries
             if attributes > MAX_TABLE_ATTRIBUTES:
@@ -347,18 +352,24 @@ def _read_series_table(encoded: bytes) -> SeriesTable:
     return _remember(encoded, tuple(rows), 200 * len(rows) + 8 * attributes + 200 * len(pairs))
 
 
-def _read_series(data: bytes, at: int, resource: dict[str, tuple[str, str]], pairs: _Pairs) -> tuple[Series, int, int]:
-    """A row, how many entries its map had, and its end. Raises as `_read_attributes`."""
+def _read_series(
+    data: bytes, at: int, resource: dict[str, tuple[str, str]], resource_bytes: int, pairs: _Pairs
+) -> tuple[Series, int, int]:
+    """A row, how many entries its map had, and its end; `resource_bytes`: as encoded. Raises as `_read_attributes`."""
     metric, at = read_text(data, at)
     kind, at = read_long(data, at)
     if not 0 <= kind < len(KINDS):
         raise ValueError(f"the kind {kind} of {metric[:80]!r} is not in 0..{len(KINDS) - 1}")
     unit, at = read_text(data, at)
+    begin = at
     attributes, entries, at = _read_attributes(data, at, pairs)
+    encoded_bytes = resource_bytes + at - begin  # no less than the attributes have, and at hand
     if resource:
         attributes = resource | attributes
         if len(attributes) > MAX_ATTRIBUTES:
             raise ValueError(f"{len(attributes)} attributes on {metric[:80]!r}; the limit is {MAX_ATTRIBUTES}")
+    if encoded_bytes > MAX_ATTRIBUTE_BYTES:
+        _check_bytes(metric, attribute_bytes(attributes.values()))
     metric, unit = intern(_name(metric, "metric", required=True)), intern(_name(unit, "unit"))
     return Series(metric, KINDS[kind], unit, tuple(sorted(attributes.values()))), entries, at
 
@@ -417,11 +428,23 @@ def _read_block(data: bytes, at: int) -> tuple[int, int]:
     return count, at
 
 
-def _checked_row(series: Series, resource: dict[str, str]) -> dict[str, Any]:
+def attribute_bytes(attributes: Iterable[tuple[str, str]]) -> int:
+    """What MAX_ATTRIBUTE_BYTES bounds."""
+    return sum(len(key.encode()) + len(value.encode()) for key, value in attributes)
+
+
+def _check_bytes(metric: str, size: int) -> None:
+    if size > MAX_ATTRIBUTE_BYTES:
+        raise ValueError(f"attributes of {size} bytes on {metric[:80]!r}; the limit is {MAX_ATTRIBUTE_BYTES}")
+
+
+def _checked_row(series: Series, resource: dict[str, str], resource_bytes: int) -> dict[str, Any]:
     """What the encoder takes for a row, all limits held. `resource` is checked already."""
     attributes = _checked(dict(series.attributes))
     if len(resource) + len(attributes) > MAX_ATTRIBUTES and len(resource | attributes) > MAX_ATTRIBUTES:
         raise ValueError(f"more than {MAX_ATTRIBUTES} attributes on {series.metric[:80]!r}, the resource's included")
+    if resource_bytes + attribute_bytes(attributes.items()) > MAX_ATTRIBUTE_BYTES:
+        _check_bytes(series.metric, attribute_bytes((resource | attributes).items()))
     return {
         "metric": _name(series.metric, "metric", required=True),
         "kind": series.kind,

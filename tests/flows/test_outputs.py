@@ -3,18 +3,31 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from tailrace_flows.behind import Behind, Spool
 from tailrace_flows.core.chunk import UNKNOWN_US
-from tailrace_flows.core.shard import Output
+from tailrace_flows.core.feed import Record
+from tailrace_flows.core.partition import Partition
+from tailrace_flows.core.shard import Output, Shard
 from tailrace_flows.core.sketch import MAX_BUCKETS
 from tailrace_flows.core.table import NO_ROWS, Block
 from tailrace_flows.outputs import AGGREGATE_BYTES, WRITE_ROWS, AggregatesSink, ClickHouseSink
 from tailrace_schemas.rows import COUNTERS, WindowRows, decode_window_rows
+from tailrace_schemas.samples import (
+    MAX_ATTRIBUTE_BYTES,
+    MAX_NAME_CHARS,
+    MAX_VALUE_CHARS,
+    Series,
+    attribute_bytes,
+    encode_batch,
+    encode_series_table,
+)
 from tailrace_sinks.kafka import KafkaWriter
 
-from tests.flows.writing import Writer, run
+from tests.flows.machine import START_US
+from tests.flows.writing import CONFIG, Writer, run
 
 
 class Topic:
@@ -77,6 +90,35 @@ def test_kafka_takes_rows_however_their_sizes_differ(embedded_broker: str, narro
     blocks = written(Output([Block("cart", "", 10, 70, rows)]))
     assert pa.Table.from_batches([one.rows for one in blocks]).to_pylist() == rows.to_pylist()
     assert [one.watermark_us for one in blocks] == [UNKNOWN_US] * (len(blocks) - 1) + [70]
+
+
+def test_kafka_takes_the_row_of_the_longest_names_and_the_most_buckets(embedded_broker: str) -> None:
+    """As they come from the samples topic, each as long as it may be there."""
+    name = "\U0001f4a3" * MAX_NAME_CHARS
+    attributes = {"k": "\U0001f4a3" * (MAX_VALUE_CHARS - 1)}
+    attributes["n"] = "x" * (MAX_ATTRIBUTE_BYTES - attribute_bytes(attributes.items()) - 1)
+    table = encode_series_table([Series(name, "distribution", name, tuple(attributes.items()))])
+    values = np.random.default_rng(1).integers(0, 2**64, 400_000, np.uint64).view("<f8")
+    values = values[np.isfinite(values)]
+    message = encode_batch(
+        service=name, producer_id="p", sequence=0, stream=name, base_time_us=START_US, series_table=table,
+        series_index=bytes(4 * values.size), time_offset_us=bytes(4 * values.size), value=values.tobytes(),
+    )  # fmt: skip
+    partition = Partition(0, "samples", CONFIG, START_US, hold=True, cluster_id="one", start=0)
+    items, letters = partition.read([Record(0, START_US, message)], START_US)
+    assert not letters
+    shard = Shard(CONFIG, START_US)
+    outputs = [shard.on_items([item for _, item in items], START_US), shard.on_end(START_US)]
+    writer = KafkaWriter({"bootstrap.servers": embedded_broker}, lambda: False)
+    part = AggregatesSink(lambda: writer, "aggregates").build_part("aggregates", "00", None)
+    part.write_batch(outputs)
+    part.snapshot()
+    found = [row for block in written(*outputs) for row in block.rows.to_pylist()]
+    assert len(found) == 2
+    for row in found:
+        assert MAX_BUCKETS // 2 < len(row["bucket_index"]) <= MAX_BUCKETS
+        assert sum(row["bucket_count"]) == row["count"] == values.size
+        assert dict(row["attributes"]) == attributes
 
 
 class Table:

@@ -131,6 +131,7 @@ BAD_LINES = [
     ("1,m,1,,,,\udcff,", BadReason.ENCODING),
     (f"1,{'m' * 1025},1,,,,,", BadReason.TOO_LONG),
     (f"1,m,1,,,,{'v' * 4097},", BadReason.TOO_LONG),
+    (f"1,m,1,,,,{4096 * chr(0x1F4A3)},", BadReason.TOO_LONG),
 ]
 
 

@@ -184,14 +184,15 @@ def test_recording_never_raises_and_counts_what_it_cannot_send(embedded_broker: 
         gauge.set(1, time_us="now")  # type: ignore[arg-type]
         gauge.bind().set(1, object())  # type: ignore[arg-type]
         many = {f"k{number}": "v" for number in range(129)}
-        for attributes in ([1], {"": "x"}, {1: "x"}, {"k" * 1025: "x"}, {"k": Careless()}, many):
+        long = {f"k{number}": "é" * 2000 for number in range(5)}
+        for attributes in ([1], {"": "x"}, {1: "x"}, {"k" * 1025: "x"}, {"k": Careless()}, many, long):
             gauge.set(1, attributes)  # type: ignore[arg-type]
             gauge.bind(attributes).set(1)  # type: ignore[arg-type]
             gauge.set(1, attributes, more="m")  # type: ignore[arg-type]
             shop.event("e", attributes)  # type: ignore[arg-type]
         shop.event("")
         shop.event(None)  # type: ignore[arg-type]
-        invalid = 2 * len(bad) + 4 + 4 * 6 + 2
+        invalid = 2 * len(bad) + 4 + 4 * 7 + 2
         gauge.set(1, {"list": [1, 2], "text": "x" * 5000}, T0)
         gauge.set(2, {"list": [1, 2], "text": "x" * 5000}, T0)
         assert shop.flush(10)

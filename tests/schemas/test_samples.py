@@ -10,6 +10,7 @@ from tailrace_schemas import samples
 from tailrace_schemas.codec import Codec
 from tailrace_schemas.samples import (
     KINDS,
+    MAX_ATTRIBUTE_BYTES,
     MAX_ATTRIBUTES,
     MAX_MESSAGE_BYTES,
     MAX_NAME_CHARS,
@@ -162,6 +163,7 @@ def test_what_is_encoded_is_never_refused(
         and 1 <= len(pair[0]) <= MAX_NAME_CHARS
         and len(pair[1]) <= MAX_VALUE_CHARS
         and attributes <= MAX_ATTRIBUTES
+        and sum(len(text.encode()) for one in (pair, *few) for text in one) <= MAX_ATTRIBUTE_BYTES
     )
     for make in makers:
         if within:
@@ -315,6 +317,36 @@ def test_a_row_and_its_resource_have_one_limit() -> None:
         decode_series_table(
             table.encode_bare({"resource": half, "series": [{**row, "attributes": other | {"one": "more"}}]})
         )
+
+
+@pytest.mark.parametrize("char", ["x", "é", "\U00010400"])
+@pytest.mark.parametrize("over", [0, 1])
+def test_the_bytes_of_a_series_attributes_are_bounded_the_resource_s_included(char: str, over: int) -> None:
+    """Each attribute once, those that a series has of its own instead of the resource's; by either side."""
+    most = MAX_ATTRIBUTE_BYTES // 4 - 8
+    value = char * (most // len(char.encode()))
+    resource = {"kept": value, "lost": value}
+    own = {"lost": value, "one": value, "two": value}
+    size = sum(len((key + text).encode()) for key, text in (resource | own).items())
+    own["rest"] = "x" * (MAX_ATTRIBUTE_BYTES - size - len("rest") + over)
+    row = {"metric": "m", "kind": "gauge", "unit": "", "attributes": own}
+    table = Codec("SeriesTable").encode_bare({"resource": resource, "series": [row]})
+    single = raw_sample(attributes=resource | own)
+    series = Series("m", "gauge", "", tuple(sorted(own.items())))
+    whole = series._replace(attributes=tuple(sorted((resource | own).items())))
+    if not over:
+        assert decode_series_table(encode_series_table([series], resource)).series == (whole,)
+        assert decode_series_table(table).series == accepted(single).table.series == (whole,)
+        assert accepted(encode_sample("s", whole, 0, 1.0)).table.series == (whole,)
+        return
+    complaint = "attributes of 16385 bytes on 'm'; the limit is 16384"
+    with pytest.raises(ValueError, match=complaint):
+        encode_series_table([series], resource)
+    with pytest.raises(ValueError, match=complaint):
+        encode_sample("s", whole, 0, 1.0)
+    with pytest.raises(ValueError, match=complaint):
+        decode_series_table(table)
+    assert decode(single) == Rejection(Reason.MALFORMED, complaint)
 
 
 def test_a_small_table_does_not_unfold_without_end() -> None:

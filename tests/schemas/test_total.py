@@ -24,6 +24,7 @@ from tailrace_flows.core.chunk import Arrival, build_chunks
 from tailrace_schemas.codec import Codec
 from tailrace_schemas.samples import (
     KINDS,
+    MAX_ATTRIBUTE_BYTES,
     MAX_ATTRIBUTES,
     MAX_MESSAGE_BYTES,
     MAX_NAME_CHARS,
@@ -82,6 +83,7 @@ def check_batch(batch: SampleBatch) -> None:
         keys = [key for key, _ in series.attributes]
         assert len(keys) <= MAX_ATTRIBUTES
         assert keys == sorted(set(keys))
+        assert sum(len(text.encode()) for pair in series.attributes for text in pair) <= MAX_ATTRIBUTE_BYTES
         for key, value in series.attributes:
             assert 1 <= len(key) <= MAX_NAME_CHARS
             assert len(value) <= MAX_VALUE_CHARS

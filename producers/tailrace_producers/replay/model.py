@@ -8,7 +8,15 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from tailrace_schemas.samples import KINDS, MAX_ATTRIBUTES, MAX_NAME_CHARS, MAX_VALUE_CHARS, Series
+from tailrace_schemas.samples import (
+    KINDS,
+    MAX_ATTRIBUTE_BYTES,
+    MAX_ATTRIBUTES,
+    MAX_NAME_CHARS,
+    MAX_VALUE_CHARS,
+    Series,
+    attribute_bytes,
+)
 
 __all__ = [
     "F8", "FORMATS", "I4", "I8", "MAX_SERIES", "REASONS", "TIME_UNITS", "BadLine", "BadLines", "BadReason", "Block",
@@ -241,6 +249,7 @@ def fault_of(service: str, series: Series) -> BadReason | None:
         max(map(len, names)) > MAX_NAME_CHARS
         or any(len(value) > MAX_VALUE_CHARS for _, value in series.attributes)
         or len(series.attributes) > MAX_ATTRIBUTES
+        or attribute_bytes(series.attributes) > MAX_ATTRIBUTE_BYTES
     ):
         return BadReason.TOO_LONG
     return None
