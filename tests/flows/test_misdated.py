@@ -3,7 +3,7 @@
 import pytest
 from tailrace_schemas.alerts import Transition
 
-from tests.reliability.producer_clocks import RIGHT_S, world
+from tests.reliability.producer_clocks import RIGHT_S, check, world
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,7 @@ def test_a_producer_s_wrong_clock_is_told_within_half_a_minute(
     assert RIGHT_S < at_s <= RIGHT_S + 30
     assert told.shares["cart", how] > 0.5
     assert {service for service, _ in told.shares} == {"cart"}
+    check(told)
 
 
 def test_it_is_over_when_the_clock_is_right_again() -> None:

@@ -15,6 +15,7 @@ from tests.reliability.world import (
     check_alerts,
     check_notifications,
     check_objective,
+    check_rollups,
     check_rows,
     configure,
     counters_of_windows,
@@ -80,6 +81,7 @@ def _kill(run: Run, world: World, hook: Hook) -> Result:
     world.add_flow("alerts", "alerts,slo,health")
     world.add("service", python("-m", "tests.reliability.service", "shop", "kills", "100"))
     world.add("notifier", python("-m", "tailrace_infra.cli", "notify"))
+    world.until_judging("alerts,slo,health")
     start_us = starts_on_window(now_us() + AHEAD_US)
     seconds = max(60, int(run.size * PER_KILL_S) // 10 * 10)
     traffic = Traffic(run.seed, start_us, seconds, ahead_us=AHEAD_US)
@@ -115,7 +117,8 @@ def _kill(run: Run, world: World, hook: Hook) -> Result:
     assert not any(code for name, code in codes.items() if (name, code) != ("notifier", -SIGTERM)), world.tails()
     rows = check_rows(b, made)
     events, again = check_alerts(b, traffic)
-    statuses = check_objective(b, made)
+    statuses = check_objective(b, made, traffic)
+    longer = check_rollups(b, made)
     decided, twice = check_notifications(b, "hook", hook.ids())
     assert twice <= killed["notifier"], f"{twice} notifications were told again"
     return Result(
@@ -129,6 +132,7 @@ def _kill(run: Run, world: World, hook: Hook) -> Result:
             "samples": made.counters["samples"],
             "batches sent again, recognised": made.counters["duplicate_batches"],
             "rows of 10 s equal to the oracle": rows,
+            "rows of an hour and a day equal to the oracle": longer,
             "alert events equal to the oracle": events,
             "alert events told again, same id": again,
             "objective statuses equal to the oracle": statuses,

@@ -7,6 +7,7 @@ import threading
 from bisect import bisect_right
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from itertools import groupby, product
 from math import inf
 from pathlib import Path
@@ -25,6 +26,7 @@ from tests.reliability.world import (
     alert_events,
     check_alerts,
     check_objective,
+    check_rollups,
     check_rows,
     configure,
     finish,
@@ -81,10 +83,9 @@ deleted."""
 )
 def soak(run: Run) -> Result:
     # Event time runs ahead of the clock: no window is closed by the clock, and none is before an objective's past ends.
-    start_us = starts_on_window(now_us() + AHEAD_US)
-    traffic = Traffic(run.seed, start_us, run.size * 60, samples=10, ahead_us=AHEAD_US, speed=SPEED)
+    traffic = Traffic(run.seed, 0, run.size * 60, samples=10, ahead_us=AHEAD_US, speed=SPEED)
     broker = Broker(run.directory / "kafka", {"log.message.timestamp.after.max.ms": str(run.size * 60_000)})
-    return _soak(run, traffic, FAULT_S, broker)
+    return _soak(run, traffic, AHEAD_US, FAULT_S, broker)
 
 
 @attack(
@@ -97,11 +98,12 @@ def soak(run: Run) -> Result:
     long=1440,
 )
 def soak_live(run: Run) -> Result:
-    traffic = Traffic(run.seed, starts_on_window(now_us()) + 10 * S, run.size * 60, samples=600)
-    return _soak(run, traffic, LIVE_FAULT_S, Broker(run.directory / "kafka"))
+    traffic = Traffic(run.seed, 0, run.size * 60, samples=600)
+    return _soak(run, traffic, 10 * S, LIVE_FAULT_S, Broker(run.directory / "kafka"))
 
 
-def _soak(run: Run, traffic: Traffic, fault_s: tuple[float, float], broker: Broker) -> Result:
+def _soak(run: Run, traffic: Traffic, after_us: int, fault_s: tuple[float, float], broker: Broker) -> Result:
+    """`after_us`: how long after everything has begun the traffic does."""
     if missing := why_no_kafka():
         return Result(skipped=missing)
     with World.of(run.directory, "soak", brokers=[broker]) as world:
@@ -109,6 +111,8 @@ def _soak(run: Run, traffic: Traffic, fault_s: tuple[float, float], broker: Brok
         configure(world.bench, CONFIG.replace("period: 30d", f"period: {PERIOD_S // 86400}d"))
         world.add_flow("windows", "windows")
         world.add_flow("alerts", "alerts,slo,health")
+        world.until_judging("alerts,slo,health")
+        traffic = replace(traffic, start_us=starts_on_window(now_us() + after_us))
         world.add_traffic(traffic)
         seen = _Seen(world)
         began_s = monotonic_s()
@@ -168,7 +172,8 @@ def _check(world: World, traffic: Traffic, made: Workload, sizes: "_Sizes") -> d
         "rows of 10 s that were left, equal to it": left,
         "alert events equal to the oracle": events, "alert events told again, same id": again,
         "alert events that were left": b.clickhouse.command("SELECT uniqExact(event_id) FROM alert_events"),
-        "objective statuses equal to the oracle": check_objective(b, made, period_s=PERIOD_S),
+        "objective statuses equal to the oracle": check_objective(b, made, traffic, period_s=PERIOD_S),
+        "rows of an hour and a day equal to the oracle": check_rollups(b, made),
     }  # fmt: skip
 
 

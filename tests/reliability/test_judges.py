@@ -1,14 +1,99 @@
 """The judges of the attacks can find something: each is given what it must not let pass."""
 
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
+from tailrace_flows.settings import ClickHouseSettings
+from tailrace_schemas.alerts import AlertEvent
+from tailrace_sinks.clickhouse import connect
+from tailrace_sinks.migrate import migrate
 
-from tests.reliability import disks, security
+from tests.reliability import disks, producer_clocks, security
 from tests.reliability.attack import Run, attacks, perform
-from tests.system.harness import patiently
+from tests.reliability.traffic import S, Traffic
+from tests.reliability.world import check_rollups, delivered, judge_statuses, unexpected
+from tests.schemas.examples import example
+from tests.system.harness import clickhouse_process, patiently
+from tests.system.workload import Workload
+
+TRAFFIC = Traffic(seed=3, start_us=1_700_000_000 * S, seconds=120)
+
+
+def sent(traffic: Traffic) -> Workload:
+    """What is in Kafka when all of it is."""
+    bench: Any = None  # it is asked for records only where none are given
+    records: Any = [SimpleNamespace(value=lambda message=message: message) for _, _, message in traffic.messages()]
+    return delivered(bench, records)
+
+
+def test_statuses_that_are_not_there_are_missed() -> None:
+    made, start_s = sent(TRAFFIC), TRAFFIC.start_us // S
+    events = [(at // (10 * S) * 10 + 10, one.metric, value) for one, at, value in made.samples["svc-0", ""]]
+
+    def of(metric: str, end_s: int) -> float:
+        return sum(value for at, what, value in events if what == metric and at <= end_s)
+
+    whole = [
+        (end_s, of("requests", end_s) - of("cool", end_s), of("requests", end_s), "")
+        for end_s in range(start_s + 10, start_s + 121, 10)
+    ]
+
+    def judge(rows: list[tuple[int, float, float, str]]) -> None:
+        judge_statuses(rows, made, TRAFFIC, period_s=30 * 86400)
+
+    judge(whole)
+    judge([(start_s + 10, 0, 0, "history pending"), *whole])
+    for wrong in ([], whole[1:], whole[:4] + whole[5:], [(*one[:3], "no data") for one in whole], whole[:1] + whole):
+        with pytest.raises(AssertionError, match="status"):
+            judge(wrong)
+    with pytest.raises(AssertionError):
+        judge([(end_s, bad, total + (end_s == start_s + 50), "") for end_s, bad, total, _ in whole])
+
+
+@pytest.mark.parametrize(
+    ("source", "labels", "after_s", "wrong"),
+    [
+        ("health/svc-0", {"service": "svc-0", "alert": "unhealthy"}, 60, True),
+        ("health/svc-0", {"service": "svc-0", "alert": "unhealthy"}, 190, False),
+        ("health/health", {"service": "health", "alert": "unhealthy"}, 190, True),
+        ("slo/cool", {"service": "svc-0", "slo": "cool", "alert": "burn-critical"}, 190, True),
+        ("fleet/Busy", {"service": "svc-0", "host": "h1"}, 60, False),
+    ],
+)
+def test_an_alert_that_nothing_is_the_reason_for_is_seen(
+    source: str, labels: dict[str, str], after_s: int, *, wrong: bool
+) -> None:
+    event = AlertEvent.model_validate(example("AlertEvent")["datum"])
+    assert event.alert is not None
+    alert = event.alert.model_copy(update={"source": source, "labels": labels})
+    time = datetime.fromtimestamp(TRAFFIC.start_us // S + after_s, UTC)
+    assert bool(unexpected([event.model_copy(update={"alert": alert, "time": time})], TRAFFIC)) == wrong
+
+
+def test_rows_of_an_hour_that_are_not_there_are_missed(tmp_path: Path) -> None:
+    pytest.importorskip("chdb")
+    with clickhouse_process(tmp_path) as url, connect(ClickHouseSettings(url=url)) as client:
+        migrate(client, ClickHouseSettings(url=url))
+        empty: Any = SimpleNamespace(clickhouse=client)
+        with pytest.raises(AssertionError, match="missing"):
+            check_rollups(empty, sent(TRAFFIC))
+
+
+def test_a_row_that_a_wrong_clock_costs_is_missed() -> None:
+    told = producer_clocks.world(-3600, own_time=False, others=True)
+    producer_clocks.check(told)
+    for service in ("search", "cart"):
+        lost = next(key for key in told.rows if key.service == service and key.seconds == 10)
+        row = told.rows.pop(lost)
+        with pytest.raises(AssertionError):
+            producer_clocks.check(told)
+        told.rows[lost] = row
+
 
 SKIPPED = """
 import pytest

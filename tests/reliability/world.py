@@ -25,23 +25,26 @@ from confluent_kafka.admin import AdminClient
 from tailrace_flows.config_topic import publish
 from tailrace_infra import kafka
 from tailrace_infra.ports import free_port
+from tailrace_producers.replay import CommittedOffsets
 from tailrace_schemas.alerts import AlertEvent
-from tailrace_schemas.clock import monotonic_s
+from tailrace_schemas.clock import monotonic_s, now_us
 from tailrace_schemas.cloudevents import read_event, read_notification
 from tailrace_schemas.config import load, record_of
+from tailrace_schemas.config.health import HEARTBEAT_WITHIN_S
 from tailrace_schemas.deadletter import decode_dead_letter
 from tailrace_schemas.notifications import Notification
 from tailrace_schemas.samples import SampleBatch, decode
 from tailrace_sinks.kafka import KafkaWriter
+from tailrace_sinks.rollup import rollup
 
-from tests.reliability.traffic import Event, S, Traffic, command
+from tests.reliability.traffic import WINDOW_S, Event, S, Traffic, command
 from tests.system.harness import Bench, bench
 from tests.system.workload import Workload, assert_same, expected_rows, stored_rows
 
 __all__ = [
     "Broker", "Process", "World", "alert_events", "check_alerts", "check_notifications", "check_objective",
-    "check_rows", "configure", "counters_of_windows", "delivered", "finish", "notifications", "python",
-    "starts_on_window", "told", "why_no_kafka",
+    "check_rollups", "check_rows", "configure", "counters_of_windows", "delivered", "finish", "judge_statuses",
+    "notifications", "python", "starts_on_window", "told", "unexpected", "why_no_kafka",
 ]  # fmt: skip
 
 PATIENCE_S = 240.0
@@ -230,6 +233,16 @@ class World:
         confirmed = self.bench.directory / "confirmed"
         return self.add("sender", command(traffic, self.bench.settings.kafka.topics.samples, confirmed))
 
+    def until_judging(self, flow: str) -> None:
+        """Until a flow of alerts has begun: its objectives have read their past, and what comes from now on is judged.
+
+        It has committed then, and so stored what it knows; a kill takes it no further back.
+        """
+        kafka = self.bench.settings.kafka
+        group = f"{kafka.topic_prefix}-{flow.replace(',', '_')}"
+        with CommittedOffsets(kafka.bootstrap_servers, kafka.topics.aggregates, group) as committed:
+            self.until(lambda: any(committed(range(4)).values()), f"{flow} has begun")
+
     def confirmed(self) -> int:
         """Seconds of the traffic that Kafka has confirmed."""
         path = self.bench.directory / "confirmed"
@@ -373,16 +386,30 @@ def alert_events(b: Bench) -> tuple[list[AlertEvent], int]:
     return list(found.values()), len(records) - len(found)
 
 
-def told(events: list[AlertEvent]) -> list[Event]:
-    """Those of rules, as a `Traffic` expects them."""
+def told(events: Iterable[AlertEvent]) -> list[Event]:
+    """Those of the rule by host, as a `Traffic` expects them."""
     found = []
     for event in events:
         assert event.alert is not None
         labels = event.alert.labels
         if "host" not in labels:
-            continue  # of an objective, or of health
+            continue  # `unexpected` has a look at it
         found.append((event.transition.value, round(event.time.timestamp()), labels["service"], labels["host"]))
     return sorted(found, key=lambda one: (one[1], one))
+
+
+def unexpected(events: Iterable[AlertEvent], traffic: Traffic) -> list[tuple[str, str, str]]:
+    """Those of objectives and health that nothing in the traffic is the reason for: (transition, source, time).
+
+    Its objective never spends enough for an alert, and it beats as long as it lasts; silence may be told afterwards.
+    """
+    silent_s = traffic.start_us // S + traffic.seconds + HEARTBEAT_WITHIN_S
+    return [
+        (event.transition.value, event.alert.source, event.time.isoformat())
+        for event in events
+        if event.alert is not None and "host" not in event.alert.labels
+        and not (event.alert.source.startswith("health/svc-") and event.time.timestamp() > silent_s)
+    ]  # fmt: skip
 
 
 def finish(world: World, traffic: Traffic, flow: str = "windows") -> Workload:
@@ -402,7 +429,7 @@ def finish(world: World, traffic: Traffic, flow: str = "windows") -> Workload:
 
 
 def check_alerts(b: Bench, traffic: Traffic, *, aged_before_us: int = 0) -> tuple[int, int]:
-    """The topic and ClickHouse have the oracle's events, each with one id. How many, and how many came again.
+    """The topic and ClickHouse have the oracle's events and no others, each with one id. How many; how many came again.
 
     `aged_before_us`: those before it may have been deleted from ClickHouse for their age.
     """
@@ -411,36 +438,73 @@ def check_alerts(b: Bench, traffic: Traffic, *, aged_before_us: int = 0) -> tupl
     assert found == expected, (
         f"missing {sorted(set(expected) - set(found))[:5]}, too many {sorted(set(found) - set(expected))[:5]}"
     )
+    assert not (more := unexpected(events, traffic)), f"nothing is the reason for {more[:5]}, {len(more)} in all"
     stored = {one for (one,) in b.clickhouse.query("SELECT DISTINCT event_id FROM alert_events").result_rows}
     assert stored <= {one.id for one in events}
     assert stored >= {one.id for one in events if one.time.timestamp() * S >= aged_before_us}
     return len(events), again
 
 
+Status = tuple[int, float, float, str]
+"""Of an objective: window end in seconds, bad and all events of the period, why nothing was judged."""
+
+
 def check_objective(
-    b: Bench, made: Workload, slo: str = "cool", service: str = "svc-0", *, period_s: int = 30 * 86400
+    b: Bench, made: Workload, traffic: Traffic, *, period_s: int = 30 * 86400, slo: str = "cool", service: str = "svc-0"
 ) -> int:
-    """Each status has counted what came in the period before it; how many there are.
+    """Each window has its status, from the traffic's first to that of the last alert; what was told is judged then.
+
+    How many there are. The flow must have begun before the traffic (`World.until_judging`).
+    """
+    rows = b.clickhouse.query(
+        "SELECT toUnixTimestamp(window_end), bad, total, frozen FROM slo_status WHERE slo = {slo:String} "
+        "AND window_end > fromUnixTimestamp({start:Int64}) ORDER BY window_end",
+        parameters={"slo": slo, "start": traffic.start_us // S},
+    ).result_rows
+    judge_statuses(rows, made, traffic, period_s=period_s, service=service)
+    return len(rows)
+
+
+def judge_statuses(
+    rows: Sequence[Status], made: Workload, traffic: Traffic, *, period_s: int, service: str = "svc-0"
+) -> None:
+    """As `check_objective`. Each has counted what came in the period before it.
 
     Exactly, but for the bucket of 5 minutes that the older edge lies in (docs/slo.md, "How exact it is"): of that some.
     """
+    judged = [end_s for end_s, _, _, frozen in rows if not frozen]
+    assert len(set(judged)) == len(judged), "a window has two statuses"
+    last_s = max(end_s for _, end_s, _, _ in traffic.events())
+    missing = sorted({*range(traffic.start_us // S + WINDOW_S, last_s + 1, WINDOW_S)} - set(judged))
+    assert not missing, f"{len(missing)} windows have no status of {len(judged)}: {missing[:5]}"
     events: dict[str, list[tuple[int, float]]] = {"cool": [], "requests": []}
     for series, time_us, value in made.samples[service, ""]:
         if series.metric in events:
-            events[series.metric].append((time_us // (10 * S) * 10 + 10, value))
+            events[series.metric].append((time_us // (WINDOW_S * S) * WINDOW_S + WINDOW_S, value))
     counted = {metric: _Counted(found) for metric, found in events.items()}
-    rows = b.clickhouse.query(
-        "SELECT toUnixTimestamp(window_end), bad, total FROM slo_status WHERE slo = {slo:String} AND frozen = '' "
-        "ORDER BY window_end",
-        parameters={"slo": slo},
-    ).result_rows
-    for end_s, bad, total in rows:
+    for end_s, bad, total, frozen in rows:
+        if frozen:
+            continue
         edge_s = -(-(end_s - period_s) // EDGE_S) * EDGE_S
         for what, found in (("requests", total), ("cool", total - bad)):
             least = counted[what].within(edge_s, end_s)
             most = counted[what].within(edge_s - EDGE_S, end_s)
             assert least - 0.5 < found < most + 0.5, (what, end_s, found, least, most)
-    return len(rows)
+
+
+def check_rollups(b: Bench, made: Workload) -> int:
+    """Rows of hours and days, made as the flow makes them, but at once, are those of the oracle. How many there are.
+
+    A flow makes them of hours that are over, every 5 minutes; here it is 2 days later.
+    """
+    last_us = max(time_us for samples in made.samples.values() for _, time_us, _ in samples)
+    rollup(b.clickhouse, max(last_us, now_us()) + 2 * 86400 * S)
+    count = 0
+    for view, seconds in (("windows_1h", 3600), ("windows_1d", 86400)):
+        expected = expected_rows(made, seconds)
+        assert_same(stored_rows(b.clickhouse, view), expected)
+        count += len(expected)
+    return count
 
 
 class _Counted:
