@@ -84,7 +84,8 @@ deleted."""
 def soak(run: Run) -> Result:
     # Event time runs ahead of the clock: no window is closed by the clock, and none is before an objective's past ends.
     traffic = Traffic(run.seed, 0, run.size * 60, samples=10, ahead_us=AHEAD_US, speed=SPEED)
-    broker = Broker(run.directory / "kafka", {"log.message.timestamp.after.max.ms": str(run.size * 60_000)})
+    most_ms = run.size * 60_000 + AHEAD_US // 1000
+    broker = Broker(run.directory / "kafka", {"log.message.timestamp.after.max.ms": str(most_ms)})
     return _soak(run, traffic, AHEAD_US, FAULT_S, broker)
 
 

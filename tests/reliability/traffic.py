@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 
-from confluent_kafka import Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from tailrace_schemas.clock import now_us
 from tailrace_schemas.samples import Series, encode_batch, encode_series_table
 
@@ -171,6 +171,10 @@ def main() -> None:
     never = threading.Event()
     last = -1
 
+    def judge(error: KafkaError | None, _message: Message) -> None:
+        if error is not None:  # Kafka refuses it: nothing after it is to be taken for confirmed
+            raise KafkaException(error)
+
     def confirm(upto: int) -> None:
         while producer.flush(1):
             pass
@@ -187,7 +191,7 @@ def main() -> None:
         at_us = (
             traffic.start_us + second * S if traffic.speed > 1 else now_us()
         )  # a clock that ran as fast would say so
-        producer.produce(topic, message, service.encode(), timestamp=at_us // 1000)
+        producer.produce(topic, message, service.encode(), timestamp=at_us // 1000, on_delivery=judge)
     confirm(traffic.seconds)
 
 
