@@ -3,10 +3,12 @@
 import signal
 import threading
 from array import array
+from collections.abc import Sequence
 from typing import Any
 
 from tailrace_infra.overview import LagReader
 from tailrace_schemas.clock import monotonic_s, now_us
+from tailrace_schemas.notifications import Notification
 from tailrace_schemas.samples import Series, encode_batch, encode_series_table
 
 from tests.reliability.attack import Plot, Result, Run, attack
@@ -15,14 +17,18 @@ from tests.reliability.traffic import Traffic
 from tests.reliability.world import (
     World,
     alert_events,
+    check_notifications,
     check_rows,
     configure,
     counters_of_windows,
     delivered,
     finish,
+    notifications,
+    python,
     starts_on_window,
     why_no_kafka,
 )  # fmt: skip
+from tests.subscribers.receiving import webhook_server
 from tests.system.workload import Workload
 
 TIMES = 3
@@ -122,14 +128,22 @@ groups:
   rules:
   - {alert: EachUser, metric: cpu, aggregate: mean, by: [service, host], op: gt, threshold: 0.9}
   - {alert: Few, metric: cpu, aggregate: mean, by: [service], op: gt, threshold: 0.9}
+routing: {receiver: hook, group_by: [alertname], group_wait: 1s, group_interval: 10s, flap_damping: null}
+receivers:
+- {name: hook, webhook: {url: "URL"}}
 """
 MAX_ALERTS = 10_000
+GROUP_INTERVAL_S = 10
+MOST_BYTES = 1_000_000
+"""Of a notification: Kafka takes 1 MB by default."""
 
 
 @attack(
     name="storm",
-    promise="A rule that explodes in cardinality is stopped and named; other rules go on.",
-    what="A rule `by` a label with a value for each user: more label sets past its threshold than a rule may have.",
+    promise="A rule that explodes in cardinality is stopped and named; other rules go on, and people get a handful of "
+    "messages, which name the rule and how many alerts it has.",
+    what="A rule `by` a label with a value for each user: more label sets past its threshold than a rule may have. All "
+    "that fire go to one receiver, by a notifier.",
     unit="label sets",
     short=12_000,
     long=60_000,
@@ -137,30 +151,65 @@ MAX_ALERTS = 10_000
 def storm(run: Run) -> Result:
     if missing := why_no_kafka():
         return Result(skipped=missing)
-    with World.of(run.directory, "storm", TAILRACE_WINDOWS__IDLE_S="600") as world:
+    with webhook_server() as hook, World.of(run.directory, "storm", TAILRACE_WINDOWS__IDLE_S="600") as world:
         b = world.bench
-        configure(b, STORM)
+        configure(b, STORM.replace("URL", hook.url))
         world.add_flow("windows", "windows")
         world.add_flow("alerts", "alerts")
-        watched = Watched(world.parts["alerts"])
-        with watching(watched):
+        world.add("notifier", python("-m", "tailrace_infra.cli", "notify"))
+        watched = {name: Watched(world.parts[name]) for name in ("alerts", "notifier")}
+        began_s = monotonic_s()
+        with watching(*watched.values()):
             _send_storm(world, run.size)
             refused = "alerts_refused.storm/EachUser"
             world.until(lambda: b.counters().get(refused, 0) >= run.size - MAX_ALERTS, "the rule is stopped")
             world.until(lambda: _count(world, "EachUser") >= MAX_ALERTS, "as many as a rule may have are told")
             world.until(lambda: _count(world, "Few") == 1, "the other rule tells")
+            world.until(lambda: _all_told(world, hook.ids()), "the receiver knows of all of them")
+            took_s = monotonic_s() - began_s
         assert _count(world, "EachUser") == MAX_ALERTS
         made: Workload = delivered(b)
         world.until(lambda: counters_of_windows(b).get("samples", 0) >= made.counters["samples"], "all is counted")
-        assert world.parts["windows"].stop() == 0
-        assert world.parts["alerts"].stop() == 0
+        assert not any(world.parts[name].stop() for name in ("notifier", "windows", "alerts")), world.tails()
         rows = check_rows(b, made)
+        decided = list(notifications(b, "hook").values())
+        check_notifications(b, "hook", hook.ids())
+        judge_storm(decided, took_s)
         figures = {
             "label sets past the threshold": run.size, "alerts of the rule": MAX_ALERTS,
             "refused, counted under the rule's name, at least": run.size - MAX_ALERTS, "alerts of the other rule": 1,
-            "rows equal to the oracle": rows, "memory of the flow of alerts, most, MB": watched.most_mb(),
+            "notifications of all that": len(decided),
+            "bytes of a notification, most": max(map(_bytes, decided)),
+            "rows equal to the oracle": rows,
+            **{f"memory of {name}: most, MB": one.most_mb() for name, one in watched.items()},
         }  # fmt: skip
-        return Result(run.size, [run.seed], figures, plots=[watched.plot("the flow of alerts")])
+        return Result(run.size, [run.seed], figures, plots=[watched["alerts"].plot("the flow of alerts")])
+
+
+def judge_storm(decided: Sequence[Notification], took_s: float) -> None:
+    """A rule's alerts are one group, told now and then, in messages that Kafka takes, with rule and how many it has.
+
+    `took_s`: how long the storm lasted.
+    """
+    by_rule: dict[str, list[Notification]] = {}
+    for one in decided:
+        by_rule.setdefault(one.group_labels.get("alertname", ""), []).append(one)
+        assert _bytes(one) < MOST_BYTES, f"a notification of {_bytes(one):,} bytes"
+        assert one.firing + one.resolved == len(one.alerts) + one.truncated, f"not all are accounted for: {one.id}"
+    newest = {rule: (found[-1].firing, found[-1].group_labels) for rule, found in by_rule.items()}
+    names = {rule: (count, {"alertname": rule}) for rule, count in (("EachUser", MAX_ALERTS), ("Few", 1))}
+    assert newest == names, newest
+    most = 2 + took_s / GROUP_INTERVAL_S
+    assert all(len(found) <= most for found in by_rule.values()), f"{len(decided)} notifications in {took_s:.0f} s"
+
+
+def _all_told(world: World, got: list[str]) -> bool:
+    """Whether the receiver has got a notification of as many alerts as a rule may have."""
+    return any(one.firing == MAX_ALERTS and one.id in got for one in notifications(world.bench, "hook").values())
+
+
+def _bytes(notification: Notification) -> int:
+    return len(notification.model_dump_json().encode())
 
 
 def _count(world: World, rule: str) -> int:

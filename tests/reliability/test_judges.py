@@ -10,14 +10,17 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 from tailrace_flows.settings import ClickHouseSettings
 from tailrace_schemas.alerts import AlertEvent
+from tailrace_schemas.notifications import Notification
 from tailrace_sinks.clickhouse import connect
 from tailrace_sinks.migrate import migrate
 
 from tests.reliability import disks, producer_clocks, security
 from tests.reliability.attack import Run, attacks, perform
+from tests.reliability.overload import judge_storm
 from tests.reliability.traffic import S, Traffic
 from tests.reliability.world import check_rollups, delivered, judge_statuses, unexpected
 from tests.schemas.examples import example
+from tests.subscribers.receiving import EXAMPLE
 from tests.system.harness import clickhouse_process, patiently
 from tests.system.workload import Workload
 
@@ -82,6 +85,29 @@ def test_rows_of_an_hour_that_are_not_there_are_missed(tmp_path: Path) -> None:
         empty: Any = SimpleNamespace(clickhouse=client)
         with pytest.raises(AssertionError, match="missing"):
             check_rollups(empty, sent(TRAFFIC))
+
+
+def told(rule: str, firing: int, number: int = 0, *, shown: int = 1, **changes: Any) -> Notification:
+    """A notification of a rule's alerts, `shown` of which are in it."""
+    update = {"group_labels": {"alertname": rule}, "firing": firing, "resolved": 0, "truncated": firing - shown}
+    one = EXAMPLE.alerts[0]
+    return EXAMPLE.model_copy(update={"id": f"{number:016x}", "alerts": (one,) * shown, **update, **changes})
+
+
+def test_a_storm_that_reaches_people_as_one_is_seen() -> None:
+    few, many = told("Few", 1), [told("EachUser", 10_000, number, shown=200) for number in range(5)]
+    judge_storm([few, *many[:3]], 20.0)
+    for wrong in (
+        [few, *many],  # more often than the group's interval allows
+        many[:1],  # the other rule is not told
+        [few, told("EachUser", 9_999)],
+        [few, told("EachUser", 10_000, group_labels={"alertname": "EachUser", "host": "u1"})],  # a group for each
+        [few, told("EachUser", 10_000, group_labels={})],
+        [few, told("EachUser", 10_000, truncated=0)],  # as if it were all
+        [few, told("EachUser", 10_000, shown=10_000)],  # larger than Kafka takes
+    ):
+        with pytest.raises(AssertionError):
+            judge_storm(wrong, 20.0)
 
 
 def test_a_row_that_a_wrong_clock_costs_is_missed() -> None:
