@@ -12,7 +12,15 @@ from tailrace_infra.live import line, screen
 from tailrace_infra.overview import read_overview
 from tailrace_schemas.clock import now_us
 from tailrace_schemas.codec import Codec
-from tailrace_schemas.samples import Series, encode_batch, encode_series_table
+from tailrace_schemas.samples import (
+    MAX_ATTRIBUTE_BYTES,
+    MAX_NAME_CHARS,
+    MAX_VALUE_CHARS,
+    Series,
+    attribute_bytes,
+    encode_batch,
+    encode_series_table,
+)
 
 from tests.infra.command import tailrace
 from tests.reliability.attack import Result, Run, attack
@@ -111,13 +119,30 @@ def _send(world: World, found: list[str], start_us: int) -> None:
             )  # fmt: skip
             messages.append((text, message))
         world.bench.send(producer, messages)
+    world.bench.send(producer, [(found[0], _largest(found[0], start_us))])
     sample = {"service": "s", "stream": "", "time_us": start_us, "value": 1.0, "metric": "m", "kind": "gauge"}
     sample["unit"] = ""
     for field in ("service", "metric", "unit", "stream"):
         long = Codec("Sample").encode({**sample, "attributes": {}, field: "x" * 900_000})
         world.bench.send(producer, [("s", long)])
-    long = Codec("Sample").encode({**sample, "attributes": {"k": "v" * 900_000}})
-    world.bench.send(producer, [("s", long)])
+    for attributes in ({"k": "v" * 900_000}, {f"k{number}": "v" * MAX_VALUE_CHARS for number in range(100)}):
+        long = Codec("Sample").encode({**sample, "attributes": attributes})
+        world.bench.send(producer, [("s", long)])
+
+
+def _largest(service: str, start_us: int) -> bytes:
+    """A row of the longest names that there may be, and of more buckets: as values of 600 orders of magnitude fill."""
+    names = {"k": "\U0001f4a3" * (MAX_VALUE_CHARS - 1)}
+    names["n"] = "x" * (MAX_ATTRIBUTE_BYTES - attribute_bytes(names.items()) - 1)
+    longest = "\U0001f4a3" * MAX_NAME_CHARS
+    rng = random.Random(1)
+    values = array("d", [10 ** rng.uniform(-300, 300) for _ in range(55_000)])
+    return encode_batch(
+        service=service, producer_id="largest", sequence=0, base_time_us=start_us,
+        series_table=encode_series_table([Series(longest, "distribution", longest, tuple(names.items()))]),
+        series_index=bytes(4 * len(values)), time_offset_us=array("i", [5 * S] * len(values)).tobytes(),
+        value=values.tobytes(),
+    )  # fmt: skip
 
 
 @attack(
@@ -125,7 +150,8 @@ def _send(world: World, found: list[str], start_us: int) -> None:
     promise="What people write cannot become code: names, attributes and texts stay data in SQL, templates, mail, "
     "logs, shells and terminals.",
     what="Services, metrics, attribute keys and values that are SQL, Jinja2, shell, HTML, header lines, terminal "
-    "controls and names of 900 kB, from the topic to ClickHouse, webhook, mail, commands and the live view",
+    "controls, names of 900 kB and the largest row there can be, from the topic to ClickHouse, webhook, mail, commands "
+    "and the live view",
     unit="hostile services",
     short=50,
     long=1_000,
@@ -148,7 +174,7 @@ def hostile(run: Run) -> Result:
         world.add("notifier", python("-m", "tailrace_infra.cli", "notify"))
         _send(world, found, starts_on_window(now_us()) - 70 * S)
         made = delivered(b)
-        assert sum(made.counters[name] for name in made.counters if name.startswith("dead_letters.")) == 5
+        assert sum(made.counters[name] for name in made.counters if name.startswith("dead_letters.")) == 6
         patience_s = max(PATIENCE_S, len(found))  # each is told in several messages, one after the other
         world.until(lambda: len(hook.got) >= len(found), "the webhook is told of all", patience_s)
         world.until(lambda: len(mailbox.got) >= 2 * len(found), "the mailbox has two messages of each", patience_s)
@@ -174,12 +200,26 @@ def hostile(run: Run) -> Result:
         assert b.clickhouse.query("SHOW TABLES").result_rows == tables
         assert not (run.directory / "pwned").exists(), "a text was run by a shell"
         figures = {
-            "rows equal to the oracle, byte by byte": rows, "dead letters of names that are too long": 5,
+            "rows equal to the oracle, byte by byte": rows, "dead letters of names that are too long": 6,
+            "buckets of the largest row": _buckets(b),
             "alerts at the webhook": len(labels), "mails": len(mailbox.got),
             "queries of mails that gave the row they are about": queries, "rows shown by commands": shown,
             "counters": ", ".join(f"{name} {value}" for name, value in sorted(counters_of_windows(b).items())),
         }  # fmt: skip
         return Result(len(found), [run.seed], figures)
+
+
+def _buckets(b: Any) -> int:
+    """All resolutions have it, as coarse as it takes."""
+    found = b.clickhouse.query(
+        "SELECT length(bucket_index), scale FROM windows WHERE length(bucket_index) > 8192 "
+        "UNION ALL SELECT length(bucket_index), scale FROM windows_1m WHERE length(bucket_index) > 8192"
+    ).result_rows
+    assert len(found) == 2
+    ((buckets, scale),) = set(found)
+    assert buckets <= 16_384
+    assert scale < 6
+    return int(buckets)
 
 
 def _key(labels: dict[str, str]) -> tuple[str, str, str]:

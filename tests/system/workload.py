@@ -11,6 +11,7 @@ import numpy as np
 from tailrace_flows.core.sketch import codes_of
 from tailrace_schemas.samples import Series, encode_batch, encode_series_table
 
+MAX_ROW_BUCKETS = 16_384
 START_US = 1_700_000_000_000_000
 STEP_US = 500_000
 SERIES = [
@@ -145,6 +146,9 @@ def _row(kind: str, values: list[float], increase: float | None, scale: int) -> 
         row["increase"] = increase
     if kind == "distribution":
         codes, counts = np.unique(codes_of(np.array(values), scale), return_counts=True)
+        while codes.size > MAX_ROW_BUCKETS:
+            scale -= 1
+            codes, counts = np.unique(codes_of(np.array(values), scale), return_counts=True)
         row["bucket_index"], row["bucket_count"] = codes.tolist(), counts.tolist()
     return row
 
