@@ -458,20 +458,57 @@ class _Sum(StatefulBatchLogic[int, int, int]):
         return self._sum
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE fronts SET worker_frontier = worker_frontier + 4",
+        "UPDATE fronts SET worker_frontier = worker_frontier - 1",
+        "UPDATE exs SET resume_epoch = 100 WHERE ex_num = 1",
+        "UPDATE exs SET worker_count = 2 WHERE ex_num = 1",
+        "UPDATE exs SET ex_num = 9 WHERE ex_num = 1",
+        "DELETE FROM exs WHERE ex_num = 1",
+        "DELETE FROM fronts WHERE ex_num = 1",
+        "DELETE FROM exs; DELETE FROM fronts",
+        "UPDATE commits SET commit_epoch = commit_epoch - 3 WHERE part_index = 2",
+        "DELETE FROM commits WHERE part_index = 2",
+        "DELETE FROM parts WHERE part_index = 2",
+        "UPDATE parts SET part_count = 5 WHERE part_index = 2",
+        "PRAGMA user_version = 4",
+        "ALTER TABLE snaps RENAME TO snap",
+        "UPDATE snaps SET ser_change = zeroblob(30)",
+    ],
+)
+def test_files_that_do_not_say_the_same_are_refused(tmp_path: Path, damage: str) -> None:
+    """As when one is an older one, or has lost the end of its write-ahead log."""
+    others = [(f"other {number}", 1) for number in range(9)]
+    numbers = TestingSource([("a", 1), TestingSource.EOF(), *others, TestingSource.EOF()])
+    for _ in range(2):
+        _run(tmp_path, numbers)
+    for _ in range(2):
+        runner.prepare_recovery(tmp_path)
+    for path in sorted(tmp_path.glob("part-*.sqlite3")):
+        with closing(sqlite3.connect(path)) as file, file:
+            file.executescript(damage)
+    for _ in range(2):
+        with pytest.raises(runner.DamagedError, match="put back a copy of the directory"):
+            runner.prepare_recovery(tmp_path)
+
+
+def _run(directory: Path, numbers: TestingSource[tuple[str, int]]) -> list[tuple[str, int]]:
+    sums: list[tuple[str, int]] = []
+    flow = Dataflow("flow")
+    summed = op.stateful_batch("sum", op.input("numbers", flow, numbers), _Sum)
+    op.output("sums", summed, TestingSink(sums))
+    run_main(flow, epoch_interval=timedelta(0), recovery_config=runner.prepare_recovery(directory))
+    return sums
+
+
 def test_the_state_of_an_epoch_that_did_not_end_is_forgotten(tmp_path: Path) -> None:
     """When the epoch is done again there may be nothing to do for the key, so that nothing overwrites it."""
     others = [(f"other {number}", 1) for number in range(9)]  # an epoch each; at EOF every key has something to do
     numbers = TestingSource([("a", 1), TestingSource.EOF(), *others, TestingSource.ABORT(), ("a", 1)])
 
-    def run() -> list[tuple[str, int]]:
-        sums: list[tuple[str, int]] = []
-        flow = Dataflow("flow")
-        summed = op.stateful_batch("sum", op.input("numbers", flow, numbers), _Sum)
-        op.output("sums", summed, TestingSink(sums))
-        run_main(flow, epoch_interval=timedelta(0), recovery_config=runner.prepare_recovery(tmp_path))
-        return sums
-
-    assert run() == [("a", 1)]
+    assert _run(tmp_path, numbers) == [("a", 1)]
     # What a process leaves that is killed after it stored a key's state and before the epoch's end.
     undone = 0
     with ExitStack() as opened:
@@ -485,5 +522,5 @@ def test_the_state_of_an_epoch_that_did_not_end_is_forgotten(tmp_path: Path) -> 
                     [epoch, pickle.dumps(100)],
                 ).rowcount
     assert undone == 1
-    assert len(run()) >= 8
-    assert run()[-1] == ("a", 2)
+    assert len(_run(tmp_path, numbers)) >= 8
+    assert _run(tmp_path, numbers)[-1] == ("a", 2)
