@@ -373,14 +373,19 @@ class _Reader(StatefulSourcePartition[Any, bytes]):
                 *place_of(self._place), high,
             )  # fmt: skip
             self._restart(low)
-        wanted = partition.next_offset
-        gone = partition.gap(low)
-        if gone:
-            log.error(
-                "%s[%d]: the broker no longer has offsets %d to %d; going on at %d (%d records are lost or, where they "
-                "were read before, windows that were open are incomplete)",
-                partition.topic, partition.number, wanted, low - 1, low, gone,
-            )  # fmt: skip
+        wanted, position = partition.next_offset, partition.position
+        if partition.gap(low):
+            if wanted < position:
+                log.error(
+                    "%s[%d]: the broker no longer has offsets %d to %d, which were counted before and are wanted again "
+                    "for windows that were open: what rows lack of them is in unreplayed_samples",
+                    *place_of(self._place), wanted, min(low, position) - 1,
+                )  # fmt: skip
+            if low > position:
+                log.error(
+                    "%s[%d]: the broker no longer has offsets %d to %d; going on at %d (%d records are lost)",
+                    *place_of(self._place), position, low - 1, low, low - position,
+                )  # fmt: skip
         self._end = -1
         self._consumer.assign([TopicPartition(partition.topic, partition.number, partition.next_offset)])
 

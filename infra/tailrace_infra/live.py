@@ -30,6 +30,7 @@ _PROBLEMS = {
     "duplicate_batches": "duplicates",
     "missing_batches": "missing",
     "gap_records": "gap",
+    "unreplayed_samples": "not replayed",
     "series_limit_samples": "over the series limit",
     "shard_limit_samples": "over a shard's series limit",
 }

@@ -14,10 +14,12 @@ from tailrace_schemas.samples import KINDS, Series
 from tests.flows.machine import START_US, Machine, S, check
 from tests.flows.oracle import DAY_US, Entry, Garbage, expect
 from tests.flows.strategies import GARBAGE
-from tests.flows.writing import CONFIG, LATENCY, Writer, idle
+from tests.flows.writing import CONFIG, LATENCY, TOTAL, Writer, idle
 
 SAMPLES = ("shard 55", "cart", "", Count.SAMPLES)
 LATE = ("shard 55", "cart", "", Count.LATE)
+UNREPLAYED = ("shard 55", "cart", "", Count.UNREPLAYED)
+MISSING = ("partition 0", "cart", "", Count.MISSING_BATCHES)
 
 
 # -- idleness --------------------------------------------------------------------------------------------
@@ -61,7 +63,13 @@ def test_records_that_were_deleted_unread_are_counted_once() -> None:
     assert machine.counters[("partition 0", "cart", "", Count.MISSING_BATCHES)] == 3
 
 
-def test_records_that_were_read_before_they_were_deleted_are_no_gap() -> None:
+def counts(machine: Machine, seconds: int) -> dict[int, int]:
+    """Window start, in seconds after START_US -> samples."""
+    return {key.start_s - START_US // S: row["count"] for key, row in machine.rows.items() if key.seconds == seconds}
+
+
+@pytest.mark.parametrize("deleted", [7, 12], ids=["some", "all"])
+def test_records_that_were_read_before_they_were_deleted_are_no_gap(deleted: int) -> None:
     w = Writer()
     log = [w.batch((second, 1.0)) for second in range(20)]
     machine = Machine([log], CONFIG)
@@ -69,10 +77,54 @@ def test_records_that_were_read_before_they_were_deleted_are_no_gap() -> None:
     machine.commit()
     machine.crash()
     assert machine.partitions[0].next_offset == 0
-    machine.delete_before(0, 12)
+    machine.delete_before(0, deleted)
+    machine.poll(0, 1)
+    for _ in range(3):
+        machine.commit()
+        machine.crash(seed=1)
+        assert machine.partitions[0].next_offset == deleted  # so it is found out, and told, once
     machine.finish()
-    assert machine.counters[GAP] == 2
-    assert machine.counters[SAMPLES] == 18
+    unread = max(0, deleted - 10)
+    assert machine.counters.get(GAP, 0) == unread
+    assert machine.counters[SAMPLES] == 20 - unread
+    assert machine.counters[UNREPLAYED] == min(deleted, 10)
+    assert machine.counters.get(MISSING, 0) == unread
+    assert sum(counts(machine, 60).values()) == sum(counts(machine, 10).values()) == 20 - deleted
+
+
+@pytest.mark.parametrize("drained", [False, True], ids=["killed", "drained"])
+@pytest.mark.parametrize(("deleted", "lost"), [(250, 0), (301, 1), (307, 5)])
+def test_rows_lack_no_more_than_is_counted_when_a_replay_is_not_whole(deleted: int, lost: int, drained: bool) -> None:
+    """A sample a second up to 305 s; then the broker has those from `deleted` on."""
+    w = Writer()
+    table = (LATENCY, TOTAL)
+    log = [w.rows(table, (0, second, 1.0), (1, second, 100.0 * second)) for second in range(312)]
+    log.append(w.rows(table, (0, 255, 1.0), (1, 255.5, 25_550.0)))  # in time, but for the minute that is not rebuilt
+    log += [w.rows(table, (0, second, 1.0), (1, second, 100.0 * second)) for second in range(312, 500)]
+    machine = Machine([log], CONFIG)
+    machine.poll(0, 305)
+    machine.commit()
+    if drained:
+        machine.drain()
+    else:
+        machine.crash()
+    before = dict(machine.rows)
+    machine.delete_before(0, deleted)
+    machine.finish()
+    assert machine.counters.get(GAP, 0) == max(0, deleted - 305)
+    assert machine.counters.get(UNREPLAYED, 0) == 2 * lost
+    for kind in ("distribution", "cumulative"):
+        rows = {key: row for key, row in machine.rows.items() if key.series.kind == kind}
+        for key, row in rows.items():
+            start_s = key.start_s - START_US // S
+            whole = key.seconds if start_s + key.seconds <= 500 else 500 - start_s
+            unread = max(0, deleted - 305) if start_s == 300 else 0
+            lacking = whole - unread - row["count"]
+            assert 0 <= lacking <= (lost if start_s == 300 else 0), (key, row)
+            assert row["count"] >= before.get(key, row)["count"]
+            if kind == "cumulative" and row["increase"] is not None:
+                assert row["increase"] <= 100.0 * key.seconds, (key, row)
+    assert machine.counters[LATE] == 2
 
 
 def test_a_partition_that_starts_in_the_middle_misses_nothing() -> None:

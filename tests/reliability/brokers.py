@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import signal
 import threading
 from collections import Counter
@@ -38,11 +39,14 @@ from tests.reliability.world import (
     starts_on_window,
     why_no_kafka,
 )  # fmt: skip
-from tests.system.workload import Workload, make_workload
+from tests.system.harness import Bench
+from tests.system.workload import Workload, assert_same, expected_rows, make_workload, stored_rows
 
 EXACT = "Every sample that Kafka has confirmed is in exactly one row, whatever becomes of the broker."
 OLD = {"TAILRACE_WINDOWS__IDLE_S": "600"}
 """For samples of the past: wall time closes none of their windows."""
+CONTENTS = ("snapshot", "replay")
+"""Of `recovery.contents`."""
 
 
 def pause(seconds: float) -> None:
@@ -105,68 +109,100 @@ def broker_gone(run: Run) -> Result:
 
 @attack(
     name="broker_retention",
-    promise="What the broker deleted before it was read is counted exactly, and named by its range, once.",
+    promise="What the broker deleted before it was read is counted exactly, and named by its range, once; rows lack no "
+    "more than what is counted, also of what a restart could not read again.",
     what="Records are deleted past the offset where a stopped flow resumes, in every partition; the flow is killed "
-    "while it finds that out.",
+    "while it finds that out. With `recovery.contents` snapshot and replay.",
     unit="gaps",
-    short=4,
-    long=40,
+    short=8,
+    long=80,
 )
 def broker_retention(run: Run) -> Result:
     if missing := why_no_kafka():
         return Result(skipped=missing)
-    rng = random.Random(run.seed)
-    with World.of(run.directory, "retention", contents="snapshot", **OLD) as world:
-        b, topic = world.bench, world.bench.settings.kafka.topics.samples
-        admin = admin_of(world)
-        made = make_workload(run.seed, services=8, steps=60 + 15 * run.size, samples=20)
-        gaps = gone = 0
-        kept: list[Message] = []
-        position: dict[int, int] = {}
-        flow = world.add_flow("windows", "windows")
-        rounds = max(1, run.size // 4)
-        messages = _parts(made.messages, 2 * rounds + 1)
-        for number in range(rounds):
-            b.send(b.producer(), messages[2 * number])
-            records = _since(b.read_topic(topic), position)
-            kept += records
-            _await_counted(world, delivered(b, kept), gone)
-            assert flow.stop() == 0, world.tails()
-            position = _ends(records, position)
-            b.send(b.producer(), messages[2 * number + 1])
-            unread = _since(b.read_topic(topic), position)
-            lows = {}
-            for partition, end in _ends(unread, position).items():
-                if end - position[partition] > 2:
-                    lows[partition] = rng.randrange(position[partition] + 1, end)
-            wanted = [TopicPartition(topic, partition, low) for partition, low in lows.items()]
-            for one in admin.delete_records(wanted).values():
-                one.result(60)
-            kept += [one for one in unread if one.offset() >= lows.get(one.partition(), 0)]
-            gaps += len(lows)
-            gone += sum(low - position[partition] for partition, low in lows.items())
-            began, position = position, _ends(unread, position)
-            flow.done = False
-            log = flow.log.stat().st_size
-            world.until(lambda: flow.pid, "the flow runs again")
-            pause(rng.uniform(0.5, 3))
-            flow.kill()
-            _await_counted(world, delivered(b, kept), gone)
-            told = flow.log.read_text()[log:]
-            for partition, low in lows.items():
-                line = f"{topic}[{partition}]: the broker no longer has offsets {began[partition]} to {low - 1}"
-                assert told.count(line) in (1, 2), (
-                    f"{line!r} is told {told.count(line)} times"
-                )  # twice: killed after it
-        b.send(b.producer(), messages[-1])
-        kept += _since(b.read_topic(topic), position)
-        whole = delivered(b, kept)
-        _await_counted(world, whole, gone)
+    figures: Counter[str] = Counter()
+    for contents in CONTENTS:
+        directory = run.directory / contents
+        directory.mkdir()
+        with World.of(directory, f"retention_{contents}", contents=contents, **OLD) as world:
+            figures += _lose_records(world, random.Random(run.seed), run, contents)
+    return Result(figures["gaps"], [run.seed], figures)
+
+
+def _lose_records(world: World, rng: random.Random, run: Run, contents: str) -> Counter[str]:
+    b, topic = world.bench, world.bench.settings.kafka.topics.samples
+    admin = admin_of(world)
+    made = make_workload(run.seed, services=8, steps=60 + 8 * run.size, samples=20)
+    gaps = gone = 0
+    kept: list[Message] = []
+    position: dict[int, int] = {}
+    flow = world.add_flow("windows", "windows")
+    rounds = max(1, run.size // 8)
+    messages = _parts(made.messages, 2 * rounds + 1)
+    for number in range(rounds):
+        b.send(b.producer(), messages[2 * number])
+        records = _since(b.read_topic(topic), position)
+        kept += records
+        _await_counted(world, delivered(b, kept), gone)
         assert flow.stop() == 0, world.tails()
-        rows = check_rows(b, whole, letters_too=False, gap_records=gone)
-        figures = {"gaps": gaps, "records deleted unread": gone, "counted as gap_records": gone,
-                   "samples": whole.counters["samples"], "rows equal to the oracle": rows}  # fmt: skip
-        return Result(gaps, [run.seed], figures)
+        position = _ends(records, position)
+        b.send(b.producer(), messages[2 * number + 1])
+        unread = _since(b.read_topic(topic), position)
+        lows = {}
+        for partition, end in _ends(unread, position).items():
+            if end - position[partition] > 2:
+                lows[partition] = rng.randrange(position[partition] + 1, end)
+        wanted = [TopicPartition(topic, partition, low) for partition, low in lows.items()]
+        for one in admin.delete_records(wanted).values():
+            one.result(60)
+        kept += [one for one in unread if one.offset() >= lows.get(one.partition(), 0)]
+        gaps += len(lows)
+        gone += sum(low - position[partition] for partition, low in lows.items())
+        began, position = position, _ends(unread, position)
+        flow.done = False
+        log = flow.log.stat().st_size
+        world.until(lambda: flow.pid, "the flow runs again")
+        pause(rng.uniform(0.5, 3))
+        flow.kill()
+        _await_counted(world, delivered(b, kept), gone)
+        told = flow.log.read_text()[log:]
+        for partition, low in lows.items():
+            which = rf"{re.escape(topic)}\[{partition}\]: the broker no longer has offsets"
+            lines = [f"{which} {began[partition]} to {low - 1}; going on at {low} "]
+            if contents == "replay":
+                lines.append(rf"{which} \d+ to {began[partition] - 1}, which were counted before")
+            for line in lines:
+                times = len(re.findall(line, told))
+                assert times in (1, 2), f"{line!r} is told {times} times"  # twice: killed after it
+    b.send(b.producer(), messages[-1])
+    kept += _since(b.read_topic(topic), position)
+    whole = delivered(b, kept)
+    _await_counted(world, whole, gone)
+    assert flow.stop() == 0, world.tails()
+    figures = Counter({"gaps": gaps, "records deleted unread, counted as gap_records": gone,
+                       "samples": whole.counters["samples"]})  # fmt: skip
+    unreplayed = b.counters().get("unreplayed_samples", 0)
+    if contents == "snapshot":
+        assert unreplayed == 0
+        figures["rows equal to the oracle (snapshot)"] = check_rows(b, whole, letters_too=False, gap_records=gone)
+    else:
+        figures["counted as unreplayed_samples (replay)"] = unreplayed
+        figures["missing in rows of 10 s (replay)"] = _lacking(b, "windows", expected_rows(whole, 10), unreplayed)
+        figures["missing in rows of 1 m (replay)"] = _lacking(b, "windows_1m", expected_rows(whole, 60), unreplayed)
+    return figures
+
+
+def _lacking(b: Bench, view: str, expected: dict[tuple[Any, ...], dict[str, Any]], most: int) -> int:
+    """How many samples rows lack, `most` at most; those that lack none are the oracle's."""
+    found = stored_rows(b.clickhouse, view)
+    assert found.keys() <= expected.keys()
+    lacking = {key: row["count"] - (found[key]["count"] if key in found else 0) for key, row in expected.items()}
+    assert min(lacking.values()) == 0
+    assert sum(lacking.values()) <= most, (sum(lacking.values()), most)
+    # What a counter has added since its last point is not known where that could not be read again.
+    whole = {key for key, row in expected.items() if not lacking[key] and row["kind"] != "cumulative"}
+    assert_same({key: found[key] for key in whole}, {key: expected[key] for key in whole})
+    return sum(lacking.values())
 
 
 def _parts(messages: Sequence[tuple[str, bytes]], count: int) -> list[list[tuple[str, bytes]]]:
@@ -201,7 +237,7 @@ def _await_counted(world: World, made: Workload, gone: int) -> None:
     name="broker_topic",
     promise="A topic that was deleted and made anew is read from its start: nothing of it is skipped in silence.",
     what="The topic of samples is deleted and made anew, with more records than the old one had, while the flow runs "
-    "and while it is stopped, in turns.",
+    "and while it is stopped, in turns. With `recovery.contents` snapshot and replay.",
     unit="topics",
     short=2,
     long=10,
@@ -209,35 +245,43 @@ def _await_counted(world: World, made: Workload, gone: int) -> None:
 def broker_topic(run: Run) -> Result:
     if missing := why_no_kafka():
         return Result(skipped=missing)
-    with World.of(run.directory, "remade", contents="snapshot", **OLD) as world:
-        b, topics = world.bench, world.bench.settings.kafka.topics
-        admin, flow = admin_of(world), world.add_flow("windows", "windows")
-        whole = Workload()
-        for number in range(run.size + 1):
-            stream = f"topic-{number}"
-            made = make_workload(run.seed + number, services=4, steps=20 + 10 * number, samples=10, stream=stream)
-            if number:
-                stopped = number % 2 == 0
-                if stopped:
-                    assert flow.stop() == 0, world.tails()
-                for one in admin.delete_topics([topics.samples], operation_timeout=60).values():
-                    one.result(60)
-                if not stopped:
-                    pause(1.0)
-                world.until(lambda: _made_anew(b.settings), "the topic is made anew")
-                b.send(b.producer(), made.messages)
-                flow.done = False
-            else:
-                b.send(b.producer(), made.messages)
-            for name, count in made.counters.items():
-                whole.counters[name] += count
-            whole.samples.update(made.samples)
-            _await_counted(world, whole, 0)
-        assert flow.stop() == 0, world.tails()
-        rows = check_rows(b, whole, letters_too=False)
-        figures = {"topics deleted and made anew": run.size, "samples": whole.counters["samples"],
-                   "rows equal to the oracle": rows, "starts of the flow again": world.ended["windows"]}  # fmt: skip
-        return Result(run.size, [run.seed], figures)
+    figures: Counter[str] = Counter()
+    for contents in CONTENTS:
+        directory = run.directory / contents
+        directory.mkdir()
+        with World.of(directory, f"remade_{contents}", contents=contents, **OLD) as world:
+            figures += _make_anew(world, run)
+    return Result(figures["topics deleted and made anew"] // len(CONTENTS), [run.seed], figures)
+
+
+def _make_anew(world: World, run: Run) -> Counter[str]:
+    b, topics = world.bench, world.bench.settings.kafka.topics
+    admin, flow = admin_of(world), world.add_flow("windows", "windows")
+    whole = Workload()
+    for number in range(run.size + 1):
+        stream = f"topic-{number}"
+        made = make_workload(run.seed + number, services=4, steps=20 + 10 * number, samples=10, stream=stream)
+        if number:
+            stopped = number % 2 == 0
+            if stopped:
+                assert flow.stop() == 0, world.tails()
+            for one in admin.delete_topics([topics.samples], operation_timeout=60).values():
+                one.result(60)
+            if not stopped:
+                pause(1.0)
+            world.until(lambda: _made_anew(b.settings), "the topic is made anew")
+            b.send(b.producer(), made.messages)
+            flow.done = False
+        else:
+            b.send(b.producer(), made.messages)
+        for name, count in made.counters.items():
+            whole.counters[name] += count
+        whole.samples.update(made.samples)
+        _await_counted(world, whole, 0)
+    assert flow.stop() == 0, world.tails()
+    rows = check_rows(b, whole, letters_too=False)
+    return Counter({"topics deleted and made anew": run.size, "samples": whole.counters["samples"],
+                    "rows equal to the oracle": rows, "starts of the flow again": world.ended["windows"]})  # fmt: skip
 
 
 def _made_anew(settings: Any) -> bool:

@@ -55,6 +55,8 @@ class Plan:
     """A crash leaves some of what was emitted since the last commit written."""
     grown: list[list[Entry]] = field(default_factory=list)
     """Logs of partitions that are added on the way."""
+    retained: bool = True
+    """Until they are read; otherwise the broker deletes records while the dataflow is away."""
 
 
 class World(Machine):
@@ -64,6 +66,8 @@ class World(Machine):
         self.plan = plan
         self.entries = [list(log) for log in plan.logs]
         self.used = [plan.config]
+        self.unread: set[tuple[int, int]] = set()
+        """(partition, offset) of what was deleted before it was counted."""
         super().__init__(plan.logs, plan.config, hold=plan.hold, now_us=START_US + (0 if plan.live else 3 * DAY_US))
         self.scattered = plan.scattered
         self.reveal()
@@ -103,6 +107,16 @@ class World(Machine):
         self.config = config
         self.used.append(config)
         self._restore()
+
+    def delete(self, random: Random) -> None:
+        """Just after a restart: the broker has deleted the beginning of a partition, as far as it has been sent."""
+        number = random.randrange(len(self.logs))
+        partition = self.partitions[number]
+        sent = len(self.logs[number]) - self.hidden[number]
+        low = random.randint(partition.next_offset, max(partition.next_offset, min(sent, partition.position + 3)))
+        if low > self.kept_from[number]:
+            self.delete_before(number, low)
+        self.unread |= {(number, offset) for offset in range(partition.position, self.kept_from[number])}
 
     def grow(self) -> None:
         """The topic gets another partition; the dataflow is restarted to see it."""
@@ -302,24 +316,33 @@ def _overtaken(random: Random) -> Plan:
     return Plan(logs, configs[0], configs, hold, live, scattered=True, torn=False, grown=grown)
 
 
+def _deleted(random: Random) -> Plan:
+    """As `_live`, and at restarts the broker no longer has some of what is to be read, or to be read again."""
+    plan = _live(random)
+    plan.configs = [replace(config, generation=0) for config in plan.configs]
+    plan.config = plan.configs[0]
+    plan.torn = plan.retained = False
+    return plan
+
+
 def _entries(random: Random, clients: Clients) -> int:
     most = max(clients.sizes)
     return random.randint(10, 40) if most >= 500 else random.randint(20, 60 if most >= 100 else 300)
 
 
 MODES = {"backlog": _backlog, "live": _live, "scattered": _scattered}
-OVERTAKEN = "overtaken"
+OVERTAKEN, DELETED = "overtaken", "deleted"
 
 
 def play(seed: int, mode: str | None = None) -> tuple[int, Counter[str]]:
-    """Lets the world of this seed happen, one of MODES or OVERTAKEN. Returns its number of steps, and what was in it.
+    """Lets the world of this seed happen, one of MODES, OVERTAKEN or DELETED. Its number of steps, and what was in it.
 
     Raises:
         AssertionError: something came out that should not have.
     """
     random = Random(seed)
     mode = mode or random.choice(tuple(MODES))
-    make = {**MODES, OVERTAKEN: _overtaken}[mode]
+    make = {**MODES, OVERTAKEN: _overtaken, DELETED: _deleted}[mode]
     plan = make(random)
     world = World(plan)
     steps = 0
@@ -336,8 +359,12 @@ def play(seed: int, mode: str | None = None) -> tuple[int, Counter[str]]:
             world.commit()
         elif step < 0.97:
             world.crash(random.randrange(1 << 30))
+            if not plan.retained:
+                world.delete(random)
         elif step < 0.98:
             world.drain()
+            if not plan.retained:
+                world.delete(random)
             done["drains"] += 1
         elif step < 0.99:
             later = [one for one in plan.configs if one.generation >= world.config.generation]
@@ -361,10 +388,13 @@ def play(seed: int, mode: str | None = None) -> tuple[int, Counter[str]]:
     world.commit()
     written = {key: row["count"] for key, row in world.rows.items() if world.is_closed(key)}
     world.finish(cut)
-    for key, samples in written.items():  # which a drain and a replay make whole would stay wrong without them
+    for key, samples in (
+        written.items() if plan.retained else ()
+    ):  # which a drain and a replay make whole would stay wrong without them
         assert world.rows[key]["count"] == samples, (key, samples, world.rows[key])
     judges = {
-        _backlog: _judge_backlog, _live: judge_live, _scattered: _judge_scattered, _overtaken: _judge_overtaken
+        _backlog: _judge_backlog, _live: judge_live, _scattered: _judge_scattered, _overtaken: _judge_overtaken,
+        _deleted: _judge_deleted,
     }  # fmt: skip
     judges[make](world)
     done[f"{mode} worlds"] += 1
@@ -425,6 +455,32 @@ def _judge_overtaken(world: World) -> None:
         assert found == +taken, (seconds, found, taken)
 
 
+def _judge_deleted(world: World) -> None:
+    """What was read is in a row of each resolution, or counted by reason; what was not is in no row."""
+    counted: Counter[str] = Counter()
+    taken: Counter[tuple[str, str]] = Counter()
+    lacking: Counter[tuple[str, str]] = Counter()
+    for (_, service, stream, name), total in world.counters.items():
+        if service and (name in (Count.SAMPLES, Count.LATE, Count.DUPLICATE_SAMPLES) or name.startswith("dead_")):
+            counted[name] += total
+        taken[service, stream] += total * (name == Count.SAMPLES)
+        lacking[service, stream] += total * (name == Count.UNREPLAYED)
+        assert not (name == Count.UNREPLAYED and not world.hold)
+    unread = sum(samples_in(world.entries[number][offset]) for number, offset in world.unread)
+    assert sum(counted.values()) + unread == sum(samples_in(entry) for log in world.entries for entry in log), counted
+    gaps = sum(total for (*_, name), total in world.counters.items() if name == Count.GAP_RECORDS)
+    assert gaps == len(world.unread)
+    most = expect(world.entries, replace(world.config, lateness_s=NO_LATENESS_S)).rows
+    for seconds in (world.config.window_seconds, world.config.rollup_seconds):
+        found: Counter[tuple[str, str]] = Counter()
+        for key, row in world.rows.items():
+            if key.seconds == seconds:
+                assert row["count"] <= most[key].count, (key, row)
+                found[key.service, key.stream] += row["count"]
+        for name, samples in taken.items():
+            assert samples - lacking[name] <= found[name] <= samples, (seconds, name, samples, lacking, found)
+
+
 def _check_rows(world: World, expected: Expected) -> None:
     """The expected rows, each as one of the configurations in use would have it."""
     scales = {config.scale for config in world.used}
@@ -459,7 +515,7 @@ def windows(run: Run) -> Result:
         try:
             steps, found = play(seed)
             if seed % 2:
-                more_steps, more = play(seed, OVERTAKEN)
+                more_steps, more = play(seed, OVERTAKEN if seed % 4 == 1 else DELETED)
                 steps, found = steps + more_steps, found + more
         except Exception:  # noqa: BLE001 - whatever it is, this seed does it again
             result.failures.append(run.failure(traceback.format_exc(), seed=seed, size=1))

@@ -30,6 +30,8 @@ class Count(StrEnum):
     """Counted as missing, but came after all."""
     GAP_RECORDS = "gap_records"
     """Offsets that the broker deleted before they were read."""
+    UNREPLAYED = "unreplayed_samples"
+    """Counted as `samples`, but gone when a restart was to rebuild their windows from them."""
     ENDED = "ended"
     """1 when the stream has ended and all its rows are stored."""
 

@@ -52,6 +52,14 @@ class Baselines:
             _, before, _ = self.by_id.get(key, (0.0, 0, 0))
             self.by_id[key] = (at_end, before + more, at_us)
 
+    def forget_values(self, points: int) -> None:
+        """The next point of each series books no increase; versions go on, from so many points more."""
+        self.by_id = {key: (np.nan, before + points, time_us) for key, (_, before, time_us) in self.by_id.items()}
+
+    def points(self, series: SeriesIndex) -> NDArray[np.int64]:
+        """By slot: the points in retired windows."""
+        return np.array([self.by_id.get(key, (0.0, 0, 0))[1] for key in series.ids.tolist()], np.int64)
+
     def expire(self, taken_from_us: int, most: int) -> None:
         """Forgets what no point from `taken_from_us` on is compared with, and the oldest of more than `most`."""
         horizon = taken_from_us - EXPIRY_US

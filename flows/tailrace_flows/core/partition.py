@@ -79,6 +79,9 @@ class _State:
     """Shards do not store their windows."""
     whole: bool
     """Everything since offset 0 was read."""
+    reached: dict[ProducerName, Producer] | None = None
+    """Those that sent what lies between `held` and `position`, as of `position`: after a replay that is whole they are
+    the same. None: not known, as of a version before."""
 
 
 class Partition:
@@ -125,6 +128,7 @@ class Partition:
         if self.moved_from is not None:
             kept.held = kept.position = start
             kept.whole = start == 0
+            kept.reached = None  # what is there once more is to be taken once more
         self.next_offset = kept.held
         """Where to read on."""
         self._replay_until = kept.position
@@ -134,6 +138,8 @@ class Partition:
         self._held = kept.held
         self._held_producers = kept.producers
         self._producers = {name: producer.copy() for name, producer in kept.producers.items()}
+        self._reached = kept.reached
+        """Producers as of a replay's end; None after it."""
         self._watermarks_us = dict(kept.watermarks_us)
         self._newest_us = dict(kept.newest_us)
         self._seen_us = dict.fromkeys(self._watermarks_us, now_us)
@@ -170,20 +176,23 @@ class Partition:
         # What they hold cannot be read again.
         self._segments.clear()
         self._segment = _Segment(offset)
+        if self._reached is not None:
+            self._end_replay()
         self._held_producers = {name: producer.copy() for name, producer in self._producers.items()}
         self._whole = offset == 0
 
     def gap(self, low: int) -> int:
         """The broker's first offset is `low`: skips what is gone, and returns how many records that is.
 
-        Counts those that were never read; the others can no longer be replayed.
+        Counts those that were never read. What was in the others, the shards count when they miss it.
         """
         gone = max(0, low - self.next_offset)
         if gone:
-            unread = low - max(self.next_offset, self._replay_until)
-            self._counters.add("", "", Count.GAP_RECORDS, max(0, unread))
+            self._counters.add("", "", Count.GAP_RECORDS, max(0, low - self.position))
             self.next_offset = low
             self._whole = False
+            if not self._segment.producers and not self._segment.newest_us:
+                self._segment.start = low
         return gone
 
     def read(self, records: Iterable[Record], now_us: int) -> tuple[list[Keyed], list[DeadLetter]]:
@@ -260,6 +269,8 @@ class Partition:
             ended.setdefault((batch.service, batch.stream), record.offset)
 
     def _is_duplicate(self, batch: SampleBatch, record_time_us: int, replayed: bool) -> bool:
+        if self._reached is not None and not replayed:
+            self._end_replay()
         name = (batch.service, batch.stream, batch.producer_id)
         producer = self._producers.get(name)
         if producer is None:
@@ -326,6 +337,13 @@ class Partition:
             at += chunk.offsets.size
         return int(after[-1])
 
+    def _end_replay(self) -> None:
+        """What could not be read again has been seen all the same: it is not missing, and a duplicate if it comes."""
+        for name, producer in (self._reached or {}).items():
+            self._producers[name] = producer.copy()
+            self._segment.producers.add(name)
+        self._reached = None
+
     def _replayed_marks(self) -> list[Keyed]:
         """For all that was known before the restart: of some there may have been nothing to read again."""
         self._tells_replayed = False
@@ -368,6 +386,8 @@ class Partition:
 
     def snapshot(self, now_us: int) -> bytes:
         """The state for recovery. Cost: what changed since the last one, and pickling what is before `held`."""
+        if self._reached is not None and not self.replaying:
+            self._end_replay()
         segment = self._segment
         if segment.newest_us or segment.producers:  # nothing else needs to be read again
             segment.producers_after = {n: self._producers[n].copy() for n in segment.producers}
@@ -389,6 +409,14 @@ class Partition:
             self._counters.totals,
             self._hold,
             self._whole,
+            self._reached
+            if self._reached is not None
+            else {
+                name: self._producers[name]
+                for one in self._segments
+                for name in one.producers_after
+                if name in self._producers
+            },
         )
         return seal(STATE_VERSION, state)
 

@@ -209,9 +209,13 @@ class Shard:
                 events.append(occurred)
 
     def _count_series(self, entry: _Stream) -> None:
-        """Brings the shard's number of series up to date with a stream's."""
-        before, entry.series = entry.series, max(1, entry.table.series)
+        """Brings the shard's number of series up to date with a stream's, and counts what that could not rebuild."""
+        table = entry.table
+        before, entry.series = entry.series, max(1, table.series)
         self._series += entry.series - before
+        if table.unreplayed:
+            self._counters.add(table.service, table.stream, Count.UNREPLAYED, table.unreplayed)
+            table.unreplayed = 0
 
     def _limit(self, entry: _Stream, replayed: bool) -> int:
         """How many series a stream may have."""

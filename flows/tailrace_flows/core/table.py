@@ -89,6 +89,9 @@ class TableState:
     series: list[Any] | None = None
     windows: dict[int, Window] | None = None
     minutes: dict[int, bool] | None = None
+    counted: dict[int, int] | None = None
+    """Start -> samples that were counted in it, of windows that are not retired: what a replay should find again. None:
+    not known, the state is of a version before."""
 
 
 class WindowTable:
@@ -138,6 +141,9 @@ class WindowTable:
         """(length, start) of settled windows whose rows are not what they should be."""
         self.dirty = False
         """Whether emitted rows are out of date."""
+        self._counted = state.counted or {}
+        self.unreplayed = 0
+        """Samples that a replay did not find again; the caller takes them away."""
         every = np.arange(len(self._series.series))
         for length, start in state.dirty:
             window = (self._windows if length == config.window_us else self._minutes).get(start)
@@ -175,7 +181,10 @@ class WindowTable:
             slots, time_us, value = slots[which], time_us[which], value[which]
         timed = not chunk.table.kinds.isdisjoint(TIMED)
         for start, part in _split(time_us, first_us, newest_us, self.config.window_us):
-            self._add_to(start, slots[part], time_us[part] if timed else None, value[part], chunk.replayed)
+            in_window = value[part]
+            self._add_to(start, slots[part], time_us[part] if timed else None, in_window, chunk.replayed)
+            if not chunk.replayed:
+                self._counted[start] = self._counted.get(start, 0) + in_window.size
         self.watermark_us = max(self.watermark_us, newest_us - self.config.disorder_us)
         if chunk.replayed:
             self._rebuilt(newest_us - self.config.disorder_us)
@@ -184,7 +193,36 @@ class WindowTable:
 
     def heard(self, partition: int) -> None:
         """Its replay is over, if there was one."""
-        self._awaited.pop(partition, None)
+        if self._awaited.pop(partition, None) is not None and not self._awaited:
+            self._replayed()
+
+    def _replayed(self) -> None:
+        """No replay is waited for any more: what was not found again is gone, as the broker has deleted it.
+
+        Minutes whose rows are out and whole take no more: written anew they would lack it. All else is counted.
+        """
+        config = self.config
+        whole_until_us = BEFORE_ALL if self._unsettled else self._settled_us - self._settled_us % config.rollup_us
+        retired_until_us = BEFORE_ALL
+        stands = False
+        lost = 0
+        for start, counted in self._counted.items():
+            window = self._windows.get(start)
+            found = int(window.count.sum()) + window.pending_samples if window is not None else 0
+            if found >= counted:
+                continue
+            self._counted[start] = found
+            lost += counted - found
+            if start < whole_until_us:
+                retired_until_us = max(retired_until_us, start - start % config.rollup_us + config.rollup_us)
+            else:
+                self.unreplayed += counted - found
+            stands |= start + config.window_us <= self._settled_us
+        if stands:
+            # Rows that stand have what was added since then: it must not be booked once more, to the next point. And
+            # rows of the minutes after them, which are whole, must beat those from before, whose versions count more.
+            self._baselines.forget_values(0 if self.unreplayed else lost)
+        self._retire_until(retired_until_us)
 
     def passed(self, now_us: int) -> None:
         """A partition is silent, and by wall time its own watermark passes what it has brought."""
@@ -313,11 +351,12 @@ class WindowTable:
         """The watermark at which the last window that exists is retired; BEFORE_ALL with none."""
         return max((self.config.retired_after_us(start) for start in self._windows), default=BEFORE_ALL)
 
-    def emit(self, close_until_us: int | None = None, *, dirty: bool = True) -> list[Block]:
+    def emit(self, close_until_us: int | None = None, *, dirty: bool = True, provisional: bool = False) -> list[Block]:
         """Closes what the watermark has passed and emits those rows; emits the out-of-date ones; retires.
 
         Out-of-date rows wait for a call with `dirty`, but for those of windows that retire.
-        `close_until_us` closes further, without moving the watermark: for idle services (wall time) and drains.
+        `close_until_us` closes further, without moving the watermark: for idle services (wall time) and drains, whose
+        rows are `provisional`.
         """
         config = self.config
         boundary = max(self.watermark_us, self.closed_until_us, close_until_us or BEFORE_ALL)
@@ -335,12 +374,13 @@ class WindowTable:
             increases = increases_of(self._windows, self._baselines, self._series)
             for start, window, changed in due:
                 slots = np.flatnonzero(window.count) if changed is None else changed
-                blocks += self._block(start, config.window_seconds, window, slots, [increases.get(start)])
+                parts = self._parts([start], increases, provisional and changed is None)
+                blocks += self._block(start, config.window_seconds, window, slots, parts)
             for start, _, changed in due_minutes:
                 members = [at for at in self._windows if start <= at < start + config.rollup_us]
                 merged = merge_windows([self._windows[at] for at in members])
                 slots = np.flatnonzero(merged.count) if changed is None else changed
-                parts = [increases.get(at) for at in sorted(members)]
+                parts = self._parts(sorted(members), increases, provisional and changed is None)
                 blocks += self._block(start, config.rollup_seconds, merged, slots, parts)
         self.closed_until_us = boundary
         self._retire()
@@ -371,7 +411,7 @@ class WindowTable:
         """Every open window as it stands, provisionally, as whole rows: a drain. Closes nothing."""
         closed_until_us = self.closed_until_us
         opened = [w for w in (*self._windows.values(), *self._minutes.values()) if not w.closed]
-        blocks = [block._replace(watermark_us=closed_until_us) for block in self.emit(AFTER_ALL)]
+        blocks = [block._replace(watermark_us=closed_until_us) for block in self.emit(AFTER_ALL, provisional=True)]
         self.closed_until_us = closed_until_us
         for window in opened:
             window.closed = False
@@ -392,6 +432,22 @@ class WindowTable:
                 changed = np.unique(np.concatenate(window.dirty)).astype(np.int64)
                 window.dirty.clear()
                 yield start, window, changed
+
+    def _parts(self, starts: list[int], increases: dict[int, Increases], provisional: bool) -> list[Increases | None]:
+        """Of the windows that a row consists of.
+
+        Provisional rows count, of the points before them, only those in retired windows: one that is written anew from
+        what the broker still has of the others would not beat them, however full it is.
+        """
+        parts = [increases.get(start) for start in starts]
+        if not provisional or not any(parts):
+            return parts
+        points = self._baselines.points(self._series)
+        for number, (start, part) in enumerate(zip(starts, parts, strict=True)):
+            if part is not None:
+                points[part.slots] += self._windows[start].count[part.slots]
+                parts[number] = part._replace(points=np.minimum(part.points, points[part.slots]))
+        return parts
 
     def _block(
         self, start: int, seconds: int, window: Window, slots: Any, increases: list[Increases | None]
@@ -414,6 +470,13 @@ class WindowTable:
             if len(self._windows) <= (config.lateness_us + config.rollup_us) // config.window_us + MAX_WAITING:
                 return
             self._awaited.clear()
+            self._replayed()
+        self._retire_until(until_us)
+
+    def _retire_until(self, until_us: int) -> None:
+        config = self.config
+        if until_us <= self._retired_until_us:
+            return
         self._retired_until_us = until_us
         for minute in sorted(start for start in self._minutes if start < until_us):
             del self._minutes[minute]
@@ -425,6 +488,7 @@ class WindowTable:
             place: kept for place, starts in self._refused.items() if (kept := {s for s in starts if s >= until_us})
         }
         self._unsettled = {(length, start) for length, start in self._unsettled if start >= until_us}
+        self._counted = {start: samples for start, samples in self._counted.items() if start >= until_us}
         self._baselines.expire(until_us, config.max_series)
         self._forget_series()
 
@@ -476,6 +540,7 @@ class WindowTable:
             self._awaited if contents or not self._windows else None,
             self._passed_us,
             passed,
+            counted=self._counted,
         )
         if contents:
             for window in self._windows.values():
