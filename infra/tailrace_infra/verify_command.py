@@ -34,9 +34,9 @@ def verify(
 ) -> None:
     """Attack what Tailrace promises, on real processes, and say what held: `python -m tests.reliability`.
 
-    It runs in a checkout of the sources. Without a name all attacks run in their short form, an hour or so. What they
-    are and what the options mean: `python -m tests.reliability -h`; what is promised: docs/reliability.md. Exit code 1:
-    a promise did not hold.
+    It runs in a checkout of the sources. Without a name all attacks run in their short form: some 40 minutes. What
+    they are and what the options mean: `python -m tests.reliability -h`; what is promised: docs/reliability.md. Exit
+    code 1: a promise did not hold.
 
     Examples:
 
