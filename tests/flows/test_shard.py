@@ -385,6 +385,35 @@ def test_a_full_shard_refuses_services_until_others_series_are_forgotten(hold: b
     assert sum(value for (*_, name), value in totals.items() if name == Count.SHARD_LIMIT) == 6
 
 
+@pytest.mark.parametrize("hold", [True, False], ids=["replay", "snapshot"])
+@pytest.mark.parametrize("crashes", [0, 2])
+@pytest.mark.parametrize(
+    ("config", "count"),
+    [(WindowConfig(max_series=100), Count.SERIES_LIMIT), (WindowConfig(max_shard_series=100), Count.SHARD_LIMIT)],
+)
+def test_long_series_count_as_several_towards_a_limit(
+    config: WindowConfig, count: Count, crashes: int, hold: bool
+) -> None:
+    """Those of 16,000 letters as 16: six are 96, a seventh would be 112, and four short ones fill the rest."""
+    texts = {name: name * 4_000 for name in "abcd"}
+    long = [Series("m", "counter", "", tuple((texts | {"n": str(number)}).items())) for number in range(7)]
+    short = [Series("m", "counter", "", (("n", str(number)),)) for number in range(5)]
+    w = Writer()
+    log = [w.rows(tuple(table), *((row, 1.0, 1.0) for row in range(len(table)))) for table in (long, short, long)]
+    machine = Machine([log], config, hold=hold)
+    machine.poll(0, 2)
+    machine.commit()
+    for _ in range(crashes):
+        machine.crash()
+        machine.read_all(1)
+        machine.commit()
+    machine.finish(1)
+    totals = {key[1:]: value for key, value in machine.counters.items()}
+    assert totals["cart", "", Count.SAMPLES] == 6 + 4 + 6
+    assert totals["cart", "", count] == 1 + 1 + 1
+    assert {key.series for key in machine.rows} == {*long[:6], *short[:4]}
+
+
 def test_who_meets_a_limit_is_told_once_with_the_setting_that_raises_it() -> None:
     series = [Series("m", "counter", "", (("n", str(number)),)) for number in range(4)]
     config = WindowConfig(max_series=3, max_shard_series=5)

@@ -31,7 +31,8 @@ class WindowConfig:
     """After this silence, in a partition read to its end, wall time closes a service's windows."""
     scale: int = DEFAULT_SCALE
     max_series: int = 200_000
-    """Series of one service and stream; samples of further ones are counted and left out."""
+    """Series of one service and stream; samples of further ones are counted and left out. One counts as
+    one more for each 1,024 characters of its names and attributes, which are in every row."""
     max_shard_series: int = 250_000
     """Series of all services and streams of one shard, of 64; likewise. A stream counts as one at least."""
     generation: int = 0

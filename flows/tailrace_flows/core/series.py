@@ -18,6 +18,9 @@ CUMULATIVE: Final = KINDS.index("cumulative")
 GAUGE: Final = KINDS.index("gauge")
 EVENT: Final = KINDS.index("event")
 
+SERIES_CHARS: Final = 1024
+"""Of a series that counts as one towards a limit. They are in each of its rows: those of 200,000 have 800 MB at most.
+No array of Arrow's has more than 2 GB of text."""
 MAPS: Final = 1024
 MAP_BYTES: Final = 64 * 1024 * 1024
 """Of tables that are remembered, by service and stream: those of some producers change with each message."""
@@ -28,6 +31,11 @@ def series_id(service: str, series: Series) -> int:
     attributes = ",".join([f"[{quote(key)},{quote(value)}]" for key, value in series.attributes])
     names = f"{quote(service)},{quote(series.metric)},{quote(series.kind)},{quote(series.unit)}"
     return int.from_bytes(blake2b(f"[{names},[{attributes}]]".encode(), digest_size=8).digest(), "little")
+
+
+def _extra(one: Series) -> int:
+    chars = len(one.metric) + len(one.unit) + sum([len(key) + len(value) for key, value in one.attributes])
+    return chars // SERIES_CHARS
 
 
 class SeriesIndex:
@@ -44,6 +52,7 @@ class SeriesIndex:
         self.service = service
         self.max_series = max_series
         self.series: list[Series] = series or []
+        self._extra = sum(map(_extra, self.series))
         self._slots = {one: slot for slot, one in enumerate(self.series)}
         self._maps: dict[bytes, NDArray[np.int32]] = {}
         self._map_bytes = 0
@@ -57,8 +66,13 @@ class SeriesIndex:
             self._reserved = set(admitted.tolist()) - set(self.ids.tolist())
 
     def __len__(self) -> int:
-        """How many series count towards the limit."""
+        """How many series there are, with those that have not been met since a restart."""
         return len(self.series) + len(self._reserved)
+
+    @property
+    def size(self) -> int:
+        """What counts towards the limit: each series as one, and as one more for each SERIES_CHARS of its texts."""
+        return len(self) + self._extra
 
     def slots_of(self, table: SeriesTable) -> NDArray[np.int32]:
         """The slot of each row of a series table, remembered by its bytes; -1 for new series beyond the limit."""
@@ -91,12 +105,15 @@ class SeriesIndex:
         self._map_bytes = 0
 
     def _admits(self, one: Series) -> bool:
+        extra = _extra(one)
         if self._reserved:
             key = series_id(self.service, one)
             if key in self._reserved:
                 self._reserved.remove(key)
+                self._extra += extra
                 return True
-        if len(self) < self.max_series:
+        if self.size + 1 + extra <= self.max_series:
+            self._extra += extra
             return True
         self.refused = True
         return False
@@ -146,6 +163,7 @@ class SeriesIndex:
         self._reserved.clear()
         self.refused = False
         self.series = [one for one, stays in zip(self.series, used, strict=True) if stays]
+        self._extra = sum(map(_extra, self.series))
         self._slots = {one: slot for slot, one in enumerate(self.series)}
         self._forget_maps()
         self._columns = {}

@@ -189,7 +189,7 @@ class Shard:
             is_future = int(chunk.newest_us.max()) > latest_us
             future = int((chunk.time_us > latest_us).sum()) if is_future else 0
             self._misdated.count(chunk.service, chunk.value.size, added.late, future, now_us)
-        of_service = entry.table.series >= self.config.max_series
+        of_service = entry.table.max_series >= self.config.max_series
         for name, value in (
             (Count.SAMPLES, added.samples),
             (Count.LATE, added.late),

@@ -334,8 +334,13 @@ class WindowTable:
 
     @property
     def series(self) -> int:
-        """How many there are; those that a restart has still to meet again are among them."""
-        return len(self._series)
+        """What counts towards the limit; series that a restart has still to meet again are among them."""
+        return self._series.size
+
+    @property
+    def max_series(self) -> int:
+        """The limit as of now."""
+        return self._series.max_series
 
     @property
     def has_refused(self) -> bool:
