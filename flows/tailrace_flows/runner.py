@@ -55,7 +55,10 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 KEPT_BYTES = 256 * 1024 * 1024
 LARGEST_KEPT_BYTES = 32 * 1024 * 1024
 
-_ADVICE = "put back a copy of the directory, or start with a new one: what Kafka still has is then read again"
+_ADVICE = (
+    "put back a copy of the directory, or start with a new one, and windows.generation raised by 1: what Kafka still "
+    "has is then read again (docs/operations.md, The recovery directory)"
+)
 _LOCKED = "two flows on one state would count twice. Stop it, or give this one another recovery directory."
 
 

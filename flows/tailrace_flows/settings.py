@@ -152,6 +152,8 @@ class WindowSettings(_Section):
     max_shard_series: int = Field(250_000, ge=1)
     """Of all services of a shard, which is a 64th of them; see docs/operations.md."""
     generation: int = Field(0, ge=0, lt=1 << 15)
+    """Rows of a higher one replace those of a lower: to be raised with a new recovery directory; see
+    docs/operations.md."""
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

@@ -402,6 +402,26 @@ def test_a_lower_lateness_after_a_restart_retires_no_window_before_it_is_rebuilt
         check_row(key, row, expected[key], replace(machine.config, generation=row["version"] >> 48))
 
 
+@pytest.mark.parametrize("low", [600, 615], ids=["between minutes", "in a minute"])
+def test_a_new_state_of_a_higher_generation_replaces_what_a_drain_left_though_the_beginning_is_gone(low: int) -> None:
+    w = Writer()
+    log: list[Entry] = [w.batch((second, 100.0 * (second + 1)), series=TOTAL) for second in range(1500)]
+    before = Machine([log], CONFIG)
+    before.poll(0, 1205)
+    before.drain()
+    after = Machine([log[low:]], replace(CONFIG, generation=1), low=low)
+    after.rows = before.rows
+    after.finish()
+    expected = expect([log], CONFIG).rows
+    assert after.rows.keys() == expected.keys()
+    for key, row in after.rows.items():
+        start_s = key.start_s - START_US // S
+        if start_s <= low < start_s + key.seconds:  # of what was deleted, the first window shows nothing any more
+            assert row["count"] == start_s + key.seconds - low
+        else:
+            check_row(key, row, expected[key], replace(CONFIG, generation=int(start_s >= low)))
+
+
 def test_the_first_minute_after_a_restart_does_not_do_the_work_of_its_six_windows_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -141,15 +141,15 @@ def _lose_records(world: World, rng: random.Random, run: Run, contents: str) -> 
     messages = _parts(made.messages, 2 * rounds + 1)
     for number in range(rounds):
         b.send(b.producer(), messages[2 * number])
-        records = _since(b.read_topic(topic), position)
+        records = since(b.read_topic(topic), position)
         kept += records
         _await_counted(world, delivered(b, kept), gone)
         assert flow.stop() == 0, world.tails()
-        position = _ends(records, position)
+        position = ends(records, position)
         b.send(b.producer(), messages[2 * number + 1])
-        unread = _since(b.read_topic(topic), position)
+        unread = since(b.read_topic(topic), position)
         lows = {}
-        for partition, end in _ends(unread, position).items():
+        for partition, end in ends(unread, position).items():
             if end - position[partition] > 2:
                 lows[partition] = rng.randrange(position[partition] + 1, end)
         wanted = [TopicPartition(topic, partition, low) for partition, low in lows.items()]
@@ -158,7 +158,7 @@ def _lose_records(world: World, rng: random.Random, run: Run, contents: str) -> 
         kept += [one for one in unread if one.offset() >= lows.get(one.partition(), 0)]
         gaps += len(lows)
         gone += sum(low - position[partition] for partition, low in lows.items())
-        began, position = position, _ends(unread, position)
+        began, position = position, ends(unread, position)
         flow.done = False
         log = flow.log.stat().st_size
         world.until(lambda: flow.pid, "the flow runs again")
@@ -175,7 +175,7 @@ def _lose_records(world: World, rng: random.Random, run: Run, contents: str) -> 
                 times = len(re.findall(line, told))
                 assert times in (1, 2), f"{line!r} is told {times} times"  # twice: killed after it
     b.send(b.producer(), messages[-1])
-    kept += _since(b.read_topic(topic), position)
+    kept += since(b.read_topic(topic), position)
     whole = delivered(b, kept)
     _await_counted(world, whole, gone)
     assert flow.stop() == 0, world.tails()
@@ -210,11 +210,11 @@ def _parts(messages: Sequence[tuple[str, bytes]], count: int) -> list[list[tuple
     return [list(messages[at : at + step]) for at in range(0, len(messages), step)]
 
 
-def _since(records: list[Message], position: dict[int, int]) -> list[Message]:
+def since(records: list[Message], position: dict[int, int]) -> list[Message]:
     return [one for one in records if one.offset() >= position.get(one.partition(), 0)]
 
 
-def _ends(records: list[Message], position: dict[int, int]) -> dict[int, int]:
+def ends(records: list[Message], position: dict[int, int]) -> dict[int, int]:
     found = dict(position)
     for one in records:
         found[one.partition()] = max(found.get(one.partition(), 0), one.offset() + 1)

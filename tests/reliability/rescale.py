@@ -6,11 +6,25 @@ import threading
 from pathlib import Path
 from signal import SIGTERM
 
+from confluent_kafka import Message, TopicPartition
 from tailrace_schemas.clock import now_us
 
 from tests.reliability.attack import Result, Run, attack
-from tests.reliability.traffic import Traffic
-from tests.reliability.world import Process, World, check_rows, finish, python, starts_on_window, why_no_kafka
+from tests.reliability.brokers import admin_of, ends, since
+from tests.reliability.traffic import S, Traffic
+from tests.reliability.world import (
+    Process,
+    World,
+    check_rows,
+    counters_of_windows,
+    delivered,
+    finish,
+    python,
+    starts_on_window,
+    why_no_kafka,
+)  # fmt: skip
+from tests.system.harness import Bench
+from tests.system.workload import Workload, assert_same, expected_rows, stored_rows
 
 ROOT = Path(__file__).parents[2]
 BEFORE = "19b931b"
@@ -60,9 +74,10 @@ def _run(world: World, processes: int) -> Process:
 
 @attack(
     name="upgrade",
-    promise="A state of another version is refused with what to do; with a new recovery directory the rows are exact.",
-    what=f"The flow of commit {BEFORE}, whose states have another format, is stopped or killed under live load; this "
-    "version is started on its recovery directory, and then on a new one.",
+    promise="A state of another version is refused with what to do; with a new recovery directory and a higher "
+    "generation the rows are exact, as far as Kafka still has the samples.",
+    what=f"The flow of commit {BEFORE}, whose states have another format, is stopped or killed under live load, and "
+    "the first half of the topic is deleted; this version is started on its recovery directory, and then on a new one.",
     unit="upgrades",
     short=1,
     long=8,
@@ -92,12 +107,47 @@ def upgrade(run: Run) -> Result:
             world.until(lambda new=new: "this Tailrace reads" in new.log.read_text(), "a state of before is refused")
             new.done = True
             new.kill()
-            world.add_flow("windows", "windows", TAILRACE_RECOVERY__DIRECTORY=str(directory / "new-recovery"))
+            assert "windows.generation raised" in new.log.read_text(), world.tails()
+            records, gone = _delete_half(world)
+            new_state = str(directory / "new-recovery")
+            world.add_flow(
+                "windows", "windows", TAILRACE_RECOVERY__DIRECTORY=new_state, TAILRACE_WINDOWS__GENERATION="1"
+            )
             made = finish(world, traffic)
-            rows += check_rows(world.bench, made)
+            made.counters["missing_batches"] = 0  # before what a new state finds first
+            expected = {name: value for name, value in made.counters.items() if value}
+            assert (found := counters_of_windows(world.bench)) == expected, f"{found}, expected {expected}"
+            records += since(world.bench.read_topic(world.bench.settings.kafka.topics.samples), ends(records, {}))
+            rows += _check_rows_after(world.bench, delivered(world.bench, records), delivered(world.bench, gone))
             samples += made.counters["samples"]
     figures = {"of these with a kill": kills, "samples": samples, "rows equal to the oracle": rows}
     return Result(run.size, [run.seed], figures)
+
+
+def _delete_half(world: World) -> tuple[list[Message], list[Message]]:
+    """Of each partition the first half of what it has. All that there was, and what is gone."""
+    b, topic = world.bench, world.bench.settings.kafka.topics.samples
+    records = list(b.read_topic(topic))
+    lows = {partition: end // 2 for partition, end in ends(records, {}).items()}
+    wanted = [TopicPartition(topic, partition, low) for partition, low in lows.items()]
+    admin = admin_of(world)
+    for one in admin.delete_records(wanted).values():
+        one.result(60)
+    return records, [one for one in records if one.offset() < lows[one.partition()]]
+
+
+def _check_rows_after(b: Bench, whole: Workload, gone: Workload) -> int:
+    """Rows that begin a second after the last sample that is gone are the oracle's; how many there are."""
+    count = 0
+    last_s = max(time_us for samples in gone.samples.values() for _, time_us, _ in samples) // S
+    for view, seconds in (("windows", 10), ("windows_1m", 60)):
+        found, expected = (
+            {key: row for key, row in rows.items() if key[-1] > last_s + 1}
+            for rows in (stored_rows(b.clickhouse, view), expected_rows(whole, seconds))
+        )
+        assert_same(found, expected)
+        count += len(found)
+    return count
 
 
 def _check_out(target: Path) -> str:

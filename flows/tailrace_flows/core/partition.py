@@ -121,7 +121,7 @@ class Partition:
         if hold and not kept.hold:
             raise ValueError(
                 "recovery.contents was 'snapshot' and is now 'replay', which would lose the windows that are open: "
-                "set it back, or start with a new recovery directory"
+                "set it back, or start with a new recovery directory, and windows.generation raised by 1"
             )
         self.moved_from = kept.cluster_id if is_elsewhere(kept.cluster_id, cluster_id) else None
         """Where the state's offsets belong to, if that is elsewhere: they are not used."""

@@ -13,8 +13,8 @@ _MAGIC: Final = b"TRs1"
 _START: Final = 1
 """Of the checksum: that of nothing at all must not be 0."""
 _ADVICE: Final = (
-    "put back a copy of the recovery directory, or start with a new one: windows that Kafka still has the samples of "
-    "are then rebuilt"
+    "put back a copy of the recovery directory, or start with a new one, and windows.generation raised by 1: windows "
+    "that Kafka still has the samples of are then rebuilt (docs/operations.md, The recovery directory)"
 )
 
 
@@ -49,5 +49,6 @@ def foreign(found: object, version: int, what: str = "the recovery state") -> St
     """The error for a state of another format."""
     return StateError(
         f"{what} has format {found}, this Tailrace reads {version}: "
-        "drain with the version that wrote it, or start with a new recovery directory"
+        "drain with the version that wrote it, or start with a new recovery directory, and windows.generation raised "
+        "by 1 (docs/operations.md, The recovery directory)"
     )
