@@ -514,7 +514,7 @@ def test_files_that_do_not_say_the_same_are_refused(tmp_path: Path, damage: str)
             runner.prepare_recovery(tmp_path)
 
 
-def _run(directory: Path, numbers: TestingSource[tuple[str, int]]) -> list[tuple[str, int]]:
+def _run(directory: Path, numbers: TestingSource[Any]) -> list[tuple[str, int]]:
     sums: list[tuple[str, int]] = []
     flow = Dataflow("flow")
     summed = op.stateful_batch("sum", op.input("numbers", flow, numbers), _Sum)
