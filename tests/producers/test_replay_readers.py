@@ -117,6 +117,8 @@ def test_header_may_have_bom_blank_lines_spaces_and_carriage_returns(tmp_path: P
 BAD_LINES = [
     ("1,m", BadReason.COLUMNS),
     ("1,\udcff", BadReason.COLUMNS),
+    ("1,m,1,,,,,\r1,m,1,,,,,", BadReason.COLUMNS),
+    ("1,m,1,,,\r,,", BadReason.COLUMNS),
     ('1,"m,1,,,,,', BadReason.QUOTES),
     ("never,m,1,,,,,", BadReason.TIME),
     ("2022-08-22T03:52:10,m,1,,,,,", BadReason.TIME),

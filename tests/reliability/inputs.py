@@ -79,6 +79,21 @@ LOG = (
 )
 
 
+def _parquet_file() -> bytes:
+    sink = pa.BufferOutputStream()
+    columns = {
+        "time": pa.array([1_767_614_400.5, 1_767_614_401.0]), "metric": ["latency", "orders"], "value": [0.25, 1.0],
+        "kind": ["distribution", "counter"], "host": ["a", None],
+    }  # fmt: skip
+    pq.write_table(pa.table(columns), sink)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+PARQUET = _parquet_file()
+ITEMS_OF = {text.encode(): len(load([("a.yaml", text)]).items) for text in CONFIGS}
+"""How many each of CONFIGS has."""
+
+
 @dataclass(frozen=True)
 class Target:
     """What is attacked. `take` judges one batch of messages and returns outcomes; it raises what must not be."""
@@ -144,13 +159,19 @@ def _feed(decoder: Callable[[bytes | None, bytes], Any]) -> Callable[[list[bytes
 
 
 def _config(messages: list[bytes], _: Path) -> Counter[str]:
+    """Each is a file of its own: what is whole is taken, all of it, and a refusal names the file."""
     done: Counter[str] = Counter()
     for message in messages:
         try:
-            load([("a.yaml", message.decode(errors="replace"))])
-            done["taken"] += 1
+            items = load([("a.yaml", message.decode(errors="replace"))]).items
         except ConfigError as error:
-            done["refused with file and line" if str(error).startswith("a.yaml") else "refused"] += 1
+            refusal = str(error)
+            done["refused with file and line"] += 1
+        else:
+            refusal = ""
+            assert len(items) == ITEMS_OF.get(message, len(items))
+            done["taken"] += 1
+        assert not refusal or (refusal.startswith("a.yaml") and message not in ITEMS_OF), refusal
     return done
 
 
@@ -160,33 +181,42 @@ def _lines(form: str) -> Callable[[list[bytes], Path], Counter[str]]:
     def take(messages: list[bytes], directory: Path) -> Counter[str]:
         path = directory / "file"
         path.write_bytes((CSV.splitlines(keepends=True)[0] if form == "csv" else b"") + b"".join(messages))
-        bad = BadLines(str(path), 1.0)
-        options = ReplayOptions(format=form)
+        bad, catalogue = BadLines(str(path), 1.0), Catalogue(str(path))
+        series: list[int] = []
         try:
-            samples = 0
-            for reading in read_blocks(FileBytes.of(str(path)), options, Catalogue(str(path)), bad):
-                samples += len(reading.block.value)
+            for reading in read_blocks(FileBytes.of(str(path)), ReplayOptions(format=form), catalogue, bad):
+                series += reading.block.series.tolist()
         except ReplayError as error:
             str(error).encode(errors="surrogateescape")
             return Counter({"refused files": 1})
-        return Counter({"samples": samples, "bad lines": bad.total})
+        # Of a request there are other samples, too.
+        taken = sum(form == "csv" or catalogue.series[one].metric == "http.server.requests" for one in series)
+        lines = sum(1 for line in b"".join(messages).split(b"\n") if line not in (b"", b"\r"))
+        assert taken + bad.total == bad.lines == lines, (taken, bad.counts, bad.lines, lines)
+        return Counter({"samples": len(series), "bad lines": bad.total})
 
     return take
 
 
 def _parquet(messages: list[bytes], directory: Path) -> Counter[str]:
-    """Each is a file of its own."""
+    """Each is a file of its own: every row of one that is read is a sample, or counted as bad."""
     done: Counter[str] = Counter()
     path = directory / "file.parquet"
     for message in messages:
         path.write_bytes(message)
         bad = BadLines(str(path), 1.0)
+        samples = 0
         try:
             for reading in read_blocks(FileBytes.of(str(path)), ReplayOptions(), Catalogue(str(path)), bad):
-                done["samples"] += len(reading.block.value)
+                samples += len(reading.block.value)
         except ReplayError as error:
             str(error).encode(errors="surrogateescape")
             done["refused files"] += 1
+        else:
+            rows = pq.read_metadata(path).num_rows
+            assert samples + bad.total == bad.lines == rows, (samples, bad.counts, bad.lines, rows)
+            done += Counter({"samples": samples, "bad rows": bad.total})
+        assert message != PARQUET or samples == 2
     return done
 
 
@@ -215,16 +245,6 @@ def _chunked(data: bytes) -> bytes:
     return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (data[:middle], data[middle:], b""))
 
 
-def _parquet_file() -> bytes:
-    sink = pa.BufferOutputStream()
-    columns = {
-        "time": pa.array([1_767_614_400.5, 1_767_614_401.0]), "metric": ["latency", "orders"], "value": [0.25, 1.0],
-        "kind": ["distribution", "counter"], "host": ["a", None],
-    }  # fmt: skip
-    pq.write_table(pa.table(columns), sink)
-    return bytes(sink.getvalue().to_pybytes())
-
-
 def _change(key: bytes, _: bytes | None, value: bytes) -> Any:
     return decode_change(key, value)
 
@@ -248,7 +268,7 @@ def _targets() -> Iterator[Target]:
         yield Target(f"configuration {record.key}", good, _feed(read))
     yield Target("configuration files", tuple(text.encode() for text in CONFIGS), _config, 20)
     yield Target("CSV files", tuple(CSV.splitlines(keepends=True)[1:]), _lines("csv"), FILE_LINES)
-    yield Target("Parquet files", (_parquet_file(),), _parquet, FILE_LINES)
+    yield Target("Parquet files", (PARQUET,), _parquet, FILE_LINES)
     for codec in ("", "gzip", "zstd", "lz4", "brotli"):
         good = tuple(
             _chunked(pa.Codec(codec).compress(text, asbytes=True) if codec else text)

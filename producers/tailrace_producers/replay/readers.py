@@ -269,22 +269,27 @@ def _without_lone_quotes(block: LineBlock) -> tuple[bytes, int]:
 
 
 def _without_broken_lines(data: bytes, columns: int) -> tuple[bytes, int]:
-    """(without the lines of another number of columns that are not UTF-8, how many those were).
+    """(without the lines that Arrow would make something else of, how many those were).
 
-    Arrow hands lines of another number of columns to its handler as text, and gives up on the file where they are none.
+    Arrow hands lines of another number of columns to its handler as text, and gives up on the file where they are none
+    in UTF-8. A carriage return within a line ends one for it: what is before and after it would be two.
     """
+    octets = np.frombuffer(data, np.uint8)
+    inner = b"\r" in data and (octets[1:][octets[:-1] == 13] != 10).any()
+    if not inner and _is_utf8(data):
+        return data, 0
+    lines = data.split(b"\n")
+    kept = [
+        line
+        for line in lines
+        if b"\r" not in line.rstrip(b"\r") and (_is_utf8(line) or len(_fields(line.rstrip(b"\r"))) == columns)
+    ]
+    return b"\n".join(kept), len(lines) - len(kept)
+
+
+def _is_utf8(data: bytes) -> bool:
     try:
         data.decode()
-    except UnicodeDecodeError:
-        lines = data.split(b"\n")
-        kept = [line for line in lines if _is_utf8(line) or len(_fields(line.rstrip(b"\r"))) == columns]
-        return b"\n".join(kept), len(lines) - len(kept)
-    return data, 0
-
-
-def _is_utf8(line: bytes) -> bool:
-    try:
-        line.decode()
     except UnicodeDecodeError:
         return False
     return True
@@ -353,5 +358,7 @@ def _parquet(source: FileBytes, options: ReplayOptions, catalogue: Catalogue, ba
                 done += len(batch)
                 for samples in blocks:
                     yield Reading(samples, os.path.getsize(source.path) * done // total)
+            if done != file.metadata.num_rows:
+                raise ReplayError(f"{source.path}: damaged, {done:,} of {file.metadata.num_rows:,} rows can be read")
 
     return readings()
