@@ -738,13 +738,10 @@ def play(seed: int, windows: int = 100) -> tuple[int, Counter[str]]:
     long=1_000_000,
 )
 def alerts(run: Run) -> Result:
-    """Worlds until there are enough steps: of run.seed, of the seeds that failed before, of those after run.seed."""
+    """Worlds until there are enough steps, and of all seeds that failed before."""
     result = Result()
     done: Counter[str] = Counter()
-    for seed in seeds(run.name, run.seed):
-        if result.runs >= run.size:
-            break
-        result.seeds.append(seed)
+    for seed in seeds(run, result):
         for one in (play, play_changing):
             try:
                 steps, found = one(seed)

@@ -172,13 +172,10 @@ def play(seed: int) -> tuple[int, Counter[str]]:
     long=1_000_000,
 )
 def host_clock(run: Run) -> Result:
-    """Worlds until there are enough steps: of run.seed, of the seeds that failed before, of those after run.seed."""
+    """Worlds until there are enough steps, and of all seeds that failed before."""
     result = Result()
     done: Counter[str] = Counter()
-    for seed in seeds(run.name, run.seed):
-        if result.runs >= run.size:
-            break
-        result.seeds.append(seed)
+    for seed in seeds(run, result):
         try:
             steps, found = play(seed)
         except Exception:  # noqa: BLE001 - whatever it is, this seed does it again

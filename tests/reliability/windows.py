@@ -505,13 +505,10 @@ def _check_rows(world: World, expected: Expected) -> None:
     long=1_000_000,
 )
 def windows(run: Run) -> Result:
-    """Worlds until there are enough steps: of run.seed, of the seeds that failed before, of those after run.seed."""
+    """Worlds until there are enough steps, and of all seeds that failed before."""
     result = Result()
     done: Counter[str] = Counter()
-    for seed in seeds(run.name, run.seed):
-        if result.runs >= run.size:
-            break
-        result.seeds.append(seed)
+    for seed in seeds(run, result):
         try:
             steps, found = play(seed)
             if seed % 2:
