@@ -492,6 +492,9 @@ class _Reader(StatefulSourcePartition[Any, bytes]):
 
     def snapshot(self) -> bytes:
         state = self._partition.snapshot(host_clock.now_us())
+        for warning in self._partition.warnings:
+            log.warning("%s", warning)
+        self._partition.warnings.clear()
         # What the last snapshot covered is durable by now, or will be before the next: good enough for lag and pacing.
         self._commit(self._snapshotted)
         self._snapshotted = self._partition.next_offset

@@ -29,6 +29,7 @@ _PROBLEMS = {
     "late_samples": "late",
     "duplicate_batches": "duplicates",
     "missing_batches": "missing",
+    "evicted_producers": "producers forgotten",
     "gap_records": "gap",
     "unreplayed_samples": "not replayed",
     "series_limit_samples": "over the series limit",

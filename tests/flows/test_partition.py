@@ -438,7 +438,7 @@ def state_after(records: int, *, hold: bool = True) -> bytes:
 
 
 def test_a_state_of_another_format_is_refused_with_what_to_do() -> None:
-    for build, reads in ((partition, 1), (lambda state: Shard(CONFIG, START_US, state), 2)):
+    for build, reads in ((partition, 2), (lambda state: Shard(CONFIG, START_US, state), 2)):
         with pytest.raises(ValueError, match=f"has format 99, this Tailrace reads {reads}: drain"):
             build(seal(99, None))
 

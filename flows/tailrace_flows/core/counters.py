@@ -28,6 +28,8 @@ class Count(StrEnum):
     """Skipped in a producer's sequence: lost before Kafka, or by it."""
     RECOVERED_BATCHES = "recovered_batches"
     """Counted as missing, but came after all."""
+    EVICTED_PRODUCERS = "evicted_producers"
+    """Forgotten within a day, as there were too many: a batch of theirs that is sent again is taken for a new one."""
     GAP_RECORDS = "gap_records"
     """Offsets that the broker deleted before they were read."""
     UNREPLAYED = "unreplayed_samples"

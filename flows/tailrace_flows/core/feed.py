@@ -68,6 +68,10 @@ class Feed(Protocol[ItemOut]):
         """Where the state's offsets belong to, if that is elsewhere: they are not used."""
 
     @property
+    def warnings(self) -> list[str]:
+        """For the operator; who tells them empties it."""
+
+    @property
     def marks_silence(self) -> bool:
         """Whether `idle_marks` ever gives any."""
 
@@ -132,6 +136,7 @@ class TopicFeed(Generic[Item]):
         self.next_offset: int = start if self.moved_from is not None else offset
         self._invalid_run = 0
         self.marks_silence = marks_silence
+        self.warnings: list[str] = []
         self._reading_us = 0
         # Several flows read the same topic and count the same records: with one scope these are counted once.
         self._counters = Counters(f"{topic}[{number}]", totals)

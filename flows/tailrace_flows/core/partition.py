@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from tailrace_schemas.deadletter import MAX_PAYLOAD_BYTES, DeadLetter
 from tailrace_schemas.rows import EVERY_SERVICE
-from tailrace_schemas.samples import Reason, Rejection, SampleBatch, decode
+from tailrace_schemas.samples import MAX_TIME_US, Reason, Rejection, SampleBatch, decode
 from tailrace_schemas.topics import shard_of
 
 from tailrace_flows.core.chunk import UNKNOWN_US, Ahead, Arrival, Chunk, Mark, ReadUntil, Refusal, build_chunks, joined
@@ -21,7 +21,7 @@ from tailrace_flows.core.config import WindowConfig
 from tailrace_flows.core.counters import Count, Counters, dead_letters
 from tailrace_flows.core.feed import MAX_INVALID_RUN, PoisonedError, Record, is_elsewhere
 from tailrace_flows.core.sealed import seal, unseal
-from tailrace_flows.core.sequences import Producer, Seen, observe
+from tailrace_flows.core.sequences import MAX_MISSING, MAX_PRODUCERS, Changes, Producers, Seen
 from tailrace_flows.core.singles import Singles
 from tailrace_flows.core.table import AFTER_ALL
 
@@ -29,15 +29,13 @@ __all__ = ["Keyed", "Partition"]
 
 StreamName = tuple[str, str]
 """(service, stream)."""
-ProducerName = tuple[str, str, str]
-"""(service, stream, producer id)."""
 _Groups = dict[tuple[str, str, bytes, bool], list[Arrival]]
 """(service, stream, encoded series table, replayed) -> batches."""
 Keyed = tuple[str, Chunk | Mark | Ahead | ReadUntil]
 """(shard, item)."""
 
 FORGET_US: Final = 24 * 3600 * 1_000_000
-"""A stream silent for so long, in wall time, is forgotten, and likewise a producer, by its records' times."""
+"""A stream silent for so long, in wall time, is forgotten."""
 MARK_EVERY_US: Final = 2_000_000
 BACKFILL_IDLE_US: Final = 3600 * 1_000_000
 """A replay that was interrupted may go on within this time without its samples being late."""
@@ -46,7 +44,8 @@ MAX_PAYLOADS_PER_SECOND: Final = 100
 RATIO_RECORDS: Final = 10_000
 MAX_INVALID_RATIO: Final = 0.5
 """Of the last RATIO_RECORDS: likewise."""
-STATE_VERSION: Final = 1
+WARN_EVERY_US: Final = 600_000_000
+STATE_VERSION: Final = 2
 
 
 @dataclass(slots=True)
@@ -56,9 +55,8 @@ class _Segment:
     start: int
     newest_us: dict[StreamName, int] = field(default_factory=dict)
     """The greatest event time of each stream."""
-    producers: set[ProducerName] = field(default_factory=set)
-    """Whose state changed."""
-    producers_after: dict[ProducerName, Producer] = field(default_factory=dict)
+    producers: Changes | None = None
+    """As of its end."""
 
 
 @dataclass
@@ -69,7 +67,8 @@ class _State:
     """Where the offsets belong to: `cluster/topic id`, or the cluster alone."""
     held: int
     position: int
-    producers: dict[ProducerName, Producer]
+    producers: bytes
+    """Of `Producers.packed`."""
     watermarks_us: dict[StreamName, int]
     """A replay does not need older ones: what was late then is remembered by the shards."""
     newest_us: dict[StreamName, int]
@@ -79,9 +78,8 @@ class _State:
     """Shards do not store their windows."""
     whole: bool
     """Everything since offset 0 was read."""
-    reached: dict[ProducerName, Producer] | None = None
-    """Those that sent what lies between `held` and `position`, as of `position`: after a replay that is whole they are
-    the same. None: not known, as of a version before."""
+    reached: bytes | None
+    """Of `Producers.reached`: after a replay that is whole they are the same."""
 
 
 class Partition:
@@ -116,7 +114,7 @@ class Partition:
         self._hold = hold
         self._cluster_id = cluster_id
         kept: _State = (unseal(STATE_VERSION, state) if state is not None else None) or _State(
-            cluster_id, start, start, {}, {}, {}, {}, hold, start == 0
+            cluster_id, start, start, b"", {}, {}, {}, hold, start == 0, None
         )
         if hold and not kept.hold:
             raise ValueError(
@@ -136,8 +134,7 @@ class Partition:
         """Whether the shards have still to be told of the replay's end."""
         self._whole = kept.whole
         self._held = kept.held
-        self._held_producers = kept.producers
-        self._producers = {name: producer.copy() for name, producer in kept.producers.items()}
+        self._producers = Producers(kept.producers)
         self._reached = kept.reached
         """Producers as of a replay's end; None after it."""
         self._watermarks_us = dict(kept.watermarks_us)
@@ -154,6 +151,13 @@ class Partition:
         self._invalid_run = 0
         self._recent = self._recent_invalid = 0
         self._latest_record_us = 0
+        self._read_us = now_us
+        """Wall time of the last `read`."""
+        self.warnings: list[str] = []
+        """For the operator, of those that were not told yet."""
+        self._warned_us = now_us - WARN_EVERY_US
+        self._evicted_for: str | None = None
+        """The service that one was last forgotten for, since the last warning."""
 
     marks_silence = True
 
@@ -178,7 +182,7 @@ class Partition:
         self._segment = _Segment(offset)
         if self._reached is not None:
             self._end_replay()
-        self._held_producers = {name: producer.copy() for name, producer in self._producers.items()}
+        self._producers.release_all()
         self._whole = offset == 0
 
     def gap(self, low: int) -> int:
@@ -191,7 +195,7 @@ class Partition:
             self._counters.add("", "", Count.GAP_RECORDS, max(0, low - self.position))
             self.next_offset = low
             self._whole = False
-            if not self._segment.producers and not self._segment.newest_us:
+            if not self._producers.changed and not self._segment.newest_us:
                 self._segment.start = low
         return gone
 
@@ -201,6 +205,7 @@ class Partition:
         Raises:
             PoisonedError: too many in a row, or too large a share, cannot be read.
         """
+        self._read_us = now_us
         groups: _Groups = {}
         letters: list[DeadLetter] = []
         ended: dict[StreamName, int] = {}
@@ -208,7 +213,7 @@ class Partition:
             replayed = record.offset < self._replay_until
             self.next_offset = record.offset + 1
             if record.time_us > self._latest_record_us:
-                self._latest_record_us = record.time_us
+                self._latest_record_us = min(record.time_us, MAX_TIME_US)
             self._recent += 1
             if self._recent > RATIO_RECORDS:
                 self._recent = self._recent_invalid = 0
@@ -259,7 +264,7 @@ class Partition:
                 letters.append(self._reject(record, batch))
             return
         self._invalid_run = 0
-        if batch.sequence >= 0 and self._is_duplicate(batch, record.time_us, replayed):
+        if batch.sequence >= 0 and self._is_duplicate(batch, replayed):
             return
         value = record.value or b""
         self._singles.learn(value, batch)
@@ -268,18 +273,16 @@ class Partition:
         if batch.end_of_stream:
             ended.setdefault((batch.service, batch.stream), record.offset)
 
-    def _is_duplicate(self, batch: SampleBatch, record_time_us: int, replayed: bool) -> bool:
+    def _is_duplicate(self, batch: SampleBatch, replayed: bool) -> bool:
         if self._reached is not None and not replayed:
             self._end_replay()
         name = (batch.service, batch.stream, batch.producer_id)
-        producer = self._producers.get(name)
-        if producer is None:
-            # Where its sequence began is known only if nothing of the partition was missed before it.
-            first_seen = -1 if self._whole else batch.sequence - 1
-            producer = self._producers[name] = Producer(first_seen)
-        producer.seen_us = record_time_us
-        seen, missing = observe(producer, batch.sequence)
-        self._segment.producers.add(name)
+        seen, missing, evicted = self._producers.observe(
+            name, batch.sequence, self._latest_record_us, self._now_us(self._read_us), whole=self._whole
+        )
+        if evicted and not replayed:
+            self._counters.add("", "", Count.EVICTED_PRODUCERS, evicted)
+            self._evicted_for = batch.service
         if not replayed and (missing or seen is not Seen.NEW):
             counts = {
                 Count.MISSING_BATCHES: missing,
@@ -339,9 +342,7 @@ class Partition:
 
     def _end_replay(self) -> None:
         """What could not be read again has been seen all the same: it is not missing, and a duplicate if it comes."""
-        for name, producer in (self._reached or {}).items():
-            self._producers[name] = producer.copy()
-            self._segment.producers.add(name)
+        self._producers.reach(self._reached or b"")
         self._reached = None
 
     def _replayed_marks(self) -> list[Keyed]:
@@ -389,34 +390,27 @@ class Partition:
         if self._reached is not None and not self.replaying:
             self._end_replay()
         segment = self._segment
-        if segment.newest_us or segment.producers:  # nothing else needs to be read again
-            segment.producers_after = {n: self._producers[n].copy() for n in segment.producers}
+        self._producers.forget(self._now_us(now_us))
+        segment.producers = self._producers.changes()
+        if segment.newest_us or segment.producers.rows:  # nothing else needs to be read again
             self._segments.append(segment)
         self._segment = _Segment(self.next_offset)
         while self._segments and (not self._hold or self._released(self._segments[0])):
-            gone = self._segments.popleft()
-            # Not those that were forgotten since.
-            self._held_producers.update((n, p) for n, p in gone.producers_after.items() if n in self._producers)
+            if (changes := self._segments.popleft().producers) is not None:
+                self._producers.release(changes)
         self._held = self._segments[0].start if self._segments else self.next_offset
-        self._forget(now_us)
+        self._warn(now_us)
         state = _State(
             self._cluster_id,
             self._held,
             self.position,
-            self._held_producers,
+            self._producers.packed(),
             self._watermarks_us,
             self._newest_us,
             self._counters.totals,
             self._hold,
             self._whole,
-            self._reached
-            if self._reached is not None
-            else {
-                name: self._producers[name]
-                for one in self._segments
-                for name in one.producers_after
-                if name in self._producers
-            },
+            self._reached if self._reached is not None else self._producers.reached(),
         )
         return seal(STATE_VERSION, state)
 
@@ -436,12 +430,21 @@ class Partition:
             for name, newest_us in segment.newest_us.items()
         )
 
-    def _forget(self, now_us: int) -> None:
-        # By the records' time, so that a backlog forgets what it would have; but no bad clock makes it forget more.
-        horizon_us = min(self._latest_record_us, now_us) - FORGET_US
-        for one in [n for n, producer in self._held_producers.items() if producer.seen_us < horizon_us]:
-            if self._producers[one].seen_us < horizon_us:
-                del self._held_producers[one], self._producers[one]
+    def _now_us(self, now_us: int) -> int:
+        """The time that producers are forgotten by."""
+        # The records', so that a backlog forgets what it would have; but no bad clock makes it forget more.
+        return min(self._latest_record_us, now_us)
+
+    def _warn(self, now_us: int) -> None:
+        if self._evicted_for is not None and now_us >= self._warned_us + WARN_EVERY_US:
+            self._warned_us = now_us
+            self.warnings.append(
+                f"{self.topic}[{self.number}] has more than {MAX_PRODUCERS} producers a day, or {MAX_MISSING} batches "
+                f"that they skipped (each run of a process is a producer; the last was one of {self._evicted_for!r}): "
+                "those that were silent longest are forgotten (evicted_producers), and a batch of theirs that is sent "
+                "again could be counted twice"
+            )
+            self._evicted_for = None
 
     # -- dead letters -------------------------------------------------------------------------------
 
