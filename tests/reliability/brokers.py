@@ -197,7 +197,7 @@ def _lacking(b: Bench, view: str, expected: dict[tuple[Any, ...], dict[str, Any]
     found = stored_rows(b.clickhouse, view)
     assert found.keys() <= expected.keys()
     lacking = {key: row["count"] - (found[key]["count"] if key in found else 0) for key, row in expected.items()}
-    assert min(lacking.values()) == 0
+    assert min(lacking.values()) >= 0
     assert sum(lacking.values()) <= most, (sum(lacking.values()), most)
     # What a counter has added since its last point is not known where that could not be read again.
     whole = {key for key, row in expected.items() if not lacking[key] and row["kind"] != "cumulative"}
