@@ -34,6 +34,7 @@ _PROBLEMS = {
     "unreplayed_samples": "not replayed",
     "series_limit_samples": "over the series limit",
     "shard_limit_samples": "over a shard's series limit",
+    "event_limit_samples": "events left out",
 }
 
 

@@ -1,6 +1,7 @@
 """A shard and its window tables: single cases, each told as a short log."""
 
 import pickle
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from tailrace_flows.core.feed import Record
 from tailrace_flows.core.increases import Baselines
 from tailrace_flows.core.partition import Partition
 from tailrace_flows.core.series import SeriesIndex
-from tailrace_flows.core.shard import Shard
+from tailrace_flows.core.shard import EVENT_CHARS, Shard
 from tailrace_schemas.rows import EVERY_SERVICE
 from tailrace_schemas.samples import KINDS, Series, decode_series_table, encode_series_table
 from tailrace_schemas.topics import shard_of
@@ -266,6 +267,21 @@ def test_a_counter_silent_for_more_than_a_day_starts_afresh(silence_s: float, re
     rows = {row["window_start"]: row for key, row in machine.rows.items() if key.series == TOTAL and key.seconds == 10}
     increases = [rows[start]["increase"] for start in sorted(rows)]
     assert increases == [5.0, 3.0 if silence_s <= DAY_S else None, 2.0]
+
+
+def test_events_whose_texts_are_too_much_at_a_time_are_counted_and_those_of_others_stay() -> None:
+    wide = Series("deploy", "event", "", tuple((f"k{number}", 4000 * "v") for number in range(4)))
+    fit = EVENT_CHARS // 16_014
+    w = Writer()
+    many = w.rows((wide, LATENCY), *((row, 1.0, 0.5) for row in (0, 1) for _ in range(fit + 100)))
+    few = w.batch((2, 1.0), series=Series("rollback", "event"))
+    machine = Machine([[many, few]], CONFIG)
+    machine.poll(0, 2)
+    machine.finish()
+    assert Counter(row["name"] for row in machine.events.values()) == {"deploy": fit, "rollback": 1}
+    (counters,) = [scope for scope in machine.counters if scope[3] == Count.EVENT_LIMIT]
+    assert machine.counters[counters] == 100
+    assert sum(row["count"] for key, row in machine.rows.items() if key.seconds == 10) == 2 * (fit + 100) + 1
 
 
 @pytest.mark.parametrize("hold", [True, False], ids=["replay", "snapshot"])

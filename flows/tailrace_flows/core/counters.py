@@ -21,6 +21,8 @@ class Count(StrEnum):
     """Of series beyond `max_series`: in no window."""
     SHARD_LIMIT = "shard_limit_samples"
     """Of series, or of whole services, beyond `max_shard_series`: in no window."""
+    EVENT_LIMIT = "event_limit_samples"
+    """In a window, but not among the events: their texts were too much at a time."""
     DUPLICATE_BATCHES = "duplicate_batches"
     DUPLICATE_SAMPLES = "duplicate_samples"
     """In a window already."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tailrace_schemas.rows import ATTRIBUTES
 from tailrace_schemas.samples import KINDS, Series, SeriesTable
 
-__all__ = ["COUNTER", "CUMULATIVE", "DISTRIBUTION", "EVENT", "GAUGE", "SeriesIndex", "series_id"]
+__all__ = ["COUNTER", "CUMULATIVE", "DISTRIBUTION", "EVENT", "GAUGE", "SeriesIndex", "chars_of", "series_id"]
 
 DISTRIBUTION: Final = KINDS.index("distribution")
 COUNTER: Final = KINDS.index("counter")
@@ -33,9 +33,13 @@ def series_id(service: str, series: Series) -> int:
     return int.from_bytes(blake2b(f"[{names},[{attributes}]]".encode(), digest_size=8).digest(), "little")
 
 
+def chars_of(one: Series) -> int:
+    """Of its names and attributes."""
+    return len(one.metric) + len(one.unit) + sum([len(key) + len(value) for key, value in one.attributes])
+
+
 def _extra(one: Series) -> int:
-    chars = len(one.metric) + len(one.unit) + sum([len(key) + len(value) for key, value in one.attributes])
-    return chars // SERIES_CHARS
+    return chars_of(one) // SERIES_CHARS
 
 
 class SeriesIndex:

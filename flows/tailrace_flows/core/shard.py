@@ -18,6 +18,7 @@ from tailrace_flows.core.config import WindowConfig
 from tailrace_flows.core.counters import Count, Counters
 from tailrace_flows.core.misdated import Misdated
 from tailrace_flows.core.sealed import seal, unseal
+from tailrace_flows.core.series import chars_of
 from tailrace_flows.core.table import NO_ROWS, Block, TableState, WindowTable
 
 __all__ = ["Output", "Shard"]
@@ -27,6 +28,9 @@ DIRTY_US: Final = 1_000_000
 COUNTERS_US: Final = 2_000_000
 READ_EVERY_US: Final = 1_000_000
 """That all partitions are read is said no more often."""
+EVENT_CHARS: Final = 1 << 27
+"""Of the names and attributes of events that are taken at a time, at most. Each has those of its series, which many
+share in a message: three of 1 MB may unfold to 3 GB."""
 STATE_VERSION: Final = 2
 MAX_WARNINGS: Final = 20
 
@@ -88,7 +92,7 @@ class Shard:
 
     def on_items(self, items: Iterable[Chunk | Mark | Ahead | ReadUntil], now_us: int) -> Output:
         """Takes what the source brought, in order; returns the rows that are due."""
-        events: list[Any] = []
+        events = _Events()
         blocks: list[Block] = []
         touched: dict[tuple[str, str], _Stream] = {}
         forgotten: set[tuple[str, str]] = set()
@@ -153,7 +157,7 @@ class Shard:
             blocks += entry.table.end()  # mostly there is nothing left in it
             if name[1]:
                 self._counters.forget(*name)
-        return Output(blocks, pa.concat_batches(events) if events else None, counters, aside)
+        return Output(blocks, events.taken(), counters, aside)
 
     def on_time(self, now_us: int) -> Output:
         """At `next_us`: corrections and counters that are due."""
@@ -180,7 +184,7 @@ class Shard:
 
     # ------------------------------------------------------------------------------------------------
 
-    def _add(self, entry: _Stream, chunk: Chunk, now_us: int, events: list[Any]) -> None:
+    def _add(self, entry: _Stream, chunk: Chunk, now_us: int, events: "_Events") -> None:
         entry.idle[chunk.partition] = None
         latest_us = now_us + self.config.max_future_us
         added = entry.table.add(chunk)
@@ -203,10 +207,11 @@ class Shard:
             )
         elif added.beyond_series_limit:
             self._warn_full(chunk)
-        if not chunk.replayed and "event" in chunk.table.kinds:
-            occurred = _events(chunk, added.taken)
-            if occurred is not None:
-                events.append(occurred)
+        if not chunk.replayed and "event" in chunk.table.kinds and (left_out := events.add(chunk, added.taken)):
+            self._counters.add(chunk.service, chunk.stream, Count.EVENT_LIMIT, left_out)
+            self._warn(
+                f"events of service {chunk.service!r} are left out: there were too many at a time for their texts"
+            )
 
     def _count_series(self, entry: _Stream) -> None:
         """Brings the shard's number of series up to date with a stream's, and counts what that could not rebuild."""
@@ -281,14 +286,32 @@ class Shard:
         return self._counters.rows(now_us)
 
 
-def _events(chunk: Chunk, taken: Any) -> Any:
-    """A record batch of EVENTS of the chunk's event samples that were taken; None: none."""
-    is_event = np.array([series.kind == "event" for series in chunk.table.series])[chunk.series_index]
-    if taken is not None:
-        is_event &= taken
-    chosen = np.flatnonzero(is_event)
-    if chosen.size == 0:
-        return None
+class _Events:
+    """Those of one call, as record batches of EVENTS."""
+
+    def __init__(self) -> None:
+        self._batches: list[Any] = []
+        self._room = EVENT_CHARS
+
+    def taken(self) -> Any:
+        return pa.concat_batches(self._batches) if self._batches else None
+
+    def add(self, chunk: Chunk, taken: Any) -> int:
+        """Takes the chunk's event samples of those that were `taken`; returns how many there was no room for."""
+        is_event = np.array([series.kind == "event" for series in chunk.table.series])[chunk.series_index]
+        if taken is not None:
+            is_event &= taken
+        found = np.flatnonzero(is_event)
+        chars = np.array([chars_of(series) for series in chunk.table.series])[chunk.series_index[found]].cumsum()
+        chosen = found[chars <= self._room]
+        if chosen.size:
+            self._room -= int(chars[chosen.size - 1])
+            self._batches.append(_occurred(chunk, chosen))
+        return int(found.size - chosen.size)
+
+
+def _occurred(chunk: Chunk, chosen: Any) -> Any:
+    """A record batch of EVENTS of some of the chunk's samples."""
     batch_of = np.repeat(np.arange(chunk.lengths.size), chunk.lengths)
     begins = np.cumsum(chunk.lengths) - chunk.lengths
     ids = []
