@@ -153,7 +153,7 @@ def _attack(directory: Path, size: int, seed: int, say: Callable[[str], None]) -
                     lines = log[read if len(log) >= read else 0 :].decode(errors="replace").splitlines()
                     return next((line for line in lines if TOLD[name].search(line)), "")
 
-                said[name] = world.until(told, f"the log tells that the disk of {name} is full", 60, every_s=0.05)
+                said[name] = world.until(told, f"the log tells that the disk of {name} is full", every_s=0.05)
                 end_s = monotonic_s() + rng.uniform(*FULL_S)
                 while monotonic_s() < end_s:
                     disks[name].fill()

@@ -130,10 +130,20 @@ def store(run: Run) -> Result:
         world.add_traffic(traffic)
         aggregates = world.bench.settings.kafka.topics.aggregates
         watched, done, grown_mb, told = Watched(flow), Counter[str](), 0.0, 0
+        begun = 0
         with watching(watched):
             world.until(lambda: world.bench.counters().get("samples"), "samples are counted")
             for number, kind in enumerate(["away", *order]):
                 threading.Event().wait(rng.uniform(1, 3))
+                if world.ended["windows"] > begun:  # a process that begins takes 150 MB, whatever it meets
+                    begun = world.ended["windows"]
+                    counted = world.until(lambda: world.bench.counters().get("samples"), "ClickHouse answers")
+                    world.until(
+                        lambda counted=counted: (
+                            world.bench.counters()["samples"] > counted or world.parts["sender"].done
+                        ),
+                        "samples are counted after the flow has ended",
+                    )
                 before_mb, since_s = watched.last_mb(), monotonic_s() - watched.began_s
                 cuts = proxy.cuts
                 if kind in ("refuse", "hang", "away"):
