@@ -24,6 +24,7 @@ def keep(attack: Attack, size: int, result: Result, took_s: float, took_cpu_s: f
     """Replaces the attack's kept result, of a run of that size."""
     kept = _kept()
     kept[attack.name] = asdict(result) | {
+        "figures": dict(result.figures),  # asdict would count the items of a Counter
         "passed": result.passed, "size": size, "took_s": round(took_s), "cpu_s": round(took_cpu_s),
     }  # fmt: skip
     for plot in kept[attack.name]["plots"]:

@@ -1,6 +1,7 @@
 """What an attack found comes out on both pages, whatever it says."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -21,13 +22,17 @@ def _holds(run: Run) -> Result:
     return Result(run.size, list(range(20)), {"lost": 0, "rate": 12345.6, "name": HOSTILE}, plots=[plot])
 
 
+def _counts(run: Run) -> Result:
+    return Result(run.size, [1], Counter(kills=3))
+
+
 def test_both_pages_say_what_held_and_what_did_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "RESULTS", tmp_path / "results.json")
     known = {
         name: Attack(name, f"nothing is lost by {name}", "everything", "kills", 2, 200, does)
-        for name, does in (("fails", _fails), ("holds", _holds), ("waits", _holds))
+        for name, does in (("fails", _fails), ("counts", _counts), ("holds", _holds), ("waits", _holds))
     }
-    for name in ("fails", "holds"):
+    for name in ("fails", "counts", "holds"):
         run = Run(name, 7, 3, tmp_path, lambda _: None)
         report.keep(known[name], run.size, perform(known[name], run), 1.5, 1.0)
     report.write(tmp_path / "page", known)
@@ -35,6 +40,7 @@ def test_both_pages_say_what_held_and_what_did_not(tmp_path: Path, monkeypatch: 
     kept = json.loads((tmp_path / "results.json").read_text())
     assert kept["holds"]["passed"]
     assert not kept["fails"]["passed"]
+    assert kept["counts"]["figures"] == {"kills": 3}
     for page in (markdown, html):
         assert "python -m tests.reliability fails --seed 3 --size 7" in page
         assert "did not hold" in page
