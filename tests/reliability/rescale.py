@@ -27,7 +27,8 @@ from tests.system.harness import Bench
 from tests.system.workload import Workload, assert_same, expected_rows, stored_rows
 
 ROOT = Path(__file__).parents[2]
-BEFORE = "19b931b"
+BEFORE = "e3800ad"
+REFUSED = "this Tailrace reads"
 SOURCES = ("schemas", "producers", "flows", "sinks", "infra", "subscribers")
 
 
@@ -77,7 +78,8 @@ def _run(world: World, processes: int) -> Process:
     promise="A state of another version is refused with what to do; with a new recovery directory and a higher "
     "generation the rows are exact, as far as Kafka still has the samples.",
     what=f"The flow of commit {BEFORE}, whose states have another format, is stopped or killed under live load, and "
-    "the first half of the topic is deleted; this version is started on its recovery directory, and then on a new one.",
+    "the first half of the topic is deleted; this version is started on its recovery directory, and then on a new one; "
+    "and the version before on that.",
     unit="upgrades",
     short=1,
     long=8,
@@ -104,15 +106,14 @@ def upgrade(run: Run) -> Result:
             else:
                 assert flow.stop() == 0, world.tails()
             new = world.add_flow("windows", "windows")
-            world.until(lambda new=new: "this Tailrace reads" in new.log.read_text(), "a state of before is refused")
+            world.until(lambda new=new: REFUSED in new.log.read_text(), "a state of before is refused")
             new.done = True
             new.kill()
             assert "windows.generation raised" in new.log.read_text(), world.tails()
             records, gone = _delete_half(world)
             new_state = str(directory / "new-recovery")
-            world.add_flow(
-                "windows", "windows", TAILRACE_RECOVERY__DIRECTORY=new_state, TAILRACE_WINDOWS__GENERATION="1"
-            )
+            place = {"TAILRACE_RECOVERY__DIRECTORY": new_state, "TAILRACE_WINDOWS__GENERATION": "1"}
+            new = world.add_flow("windows", "windows", **place)
             made = finish(world, traffic)
             made.counters["missing_batches"] = 0  # before what a new state finds first
             expected = {name: value for name, value in made.counters.items() if value}
@@ -120,6 +121,10 @@ def upgrade(run: Run) -> Result:
             records += since(world.bench.read_topic(world.bench.settings.kafka.topics.samples), ends(records, {}))
             rows += _check_rows_after(world.bench, delivered(world.bench, records), delivered(world.bench, gone))
             samples += made.counters["samples"]
+            assert new.stop() == 0, world.tails()
+            at = new.log.stat().st_size
+            back = world.add_flow("windows", "windows", **place, **old)
+            world.until(lambda back=back, at=at: REFUSED in back.log.read_text()[at:], "a state of after is refused")
     figures = {"of these with a kill": kills, "samples": samples, "rows equal to the oracle": rows}
     return Result(run.size, [run.seed], figures)
 
