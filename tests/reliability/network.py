@@ -19,12 +19,17 @@ from tests.reliability.attack import Result, Run, attack
 from tests.reliability.kraft import nodes
 from tests.reliability.traffic import S, Traffic
 from tests.reliability.world import World, check_rows, finish, python, starts_on_window, why_no_kafka
-from tests.system.proxy import Mode, proxy_to
+from tests.system.proxy import Mode, proxy_to, proxy_to_kafka
 
 HERE, THERE = "10.77.0.1", "10.77.0.2"
-KINDS = ("cable", "latency", "reset", "half-open")
+KINDS = (
+    "cable",
+    *(f"{link}: {kind}" for kind in ("latency", "reset", "half-open") for link in ("ClickHouse", "Kafka")),
+)
 IDLE_S, LATENESS_S = 3, 6
 """The flow's."""
+DELAY_S = 0.2
+"""Of a slow link, each way."""
 LONG_CUT_S = 4 + LATENESS_S + 6
 """From 4 s before the end of a minute: by wall time its windows take nothing any more, 4 s before the cut ends."""
 
@@ -34,11 +39,11 @@ LONG_CUT_S = 4 + LATENESS_S + 6
     promise="Links may be cut, hang half-open, be slow or reset: every sample that Kafka has confirmed is in one row.",
     what="The flow runs in a network namespace of its own. Its cable to Kafka and ClickHouse is pulled for 2 to 12 s, "
     f"once for {LONG_CUT_S} s, more than windows.idle_s and lateness_s, while producers reach Kafka (packets vanish, "
-    "connections stay half-open on both sides); the connections to ClickHouse are slow, are reset, "
+    "connections stay half-open on both sides); the connections to ClickHouse, or those to Kafka, are slow, are reset, "
     "and hang in a TCP proxy; under live load.",
     unit="faults",
-    short=4,
-    long=40,
+    short=7,
+    long=42,
 )
 def network(run: Run) -> Result:
     if missing := why_no_kafka() or _why_no_namespaces():
@@ -51,8 +56,8 @@ def network(run: Run) -> Result:
 
 
 def _why_no_namespaces() -> str:
-    if not (shutil.which("unshare") and shutil.which("ip") and shutil.which("nsenter")):
-        return "unshare, nsenter (util-linux) and ip (iproute2) are needed"
+    if not (shutil.which("unshare") and shutil.which("ip") and shutil.which("nsenter") and shutil.which("ss")):
+        return "unshare, nsenter (util-linux), ip and ss (iproute2) are needed"
     tried = subprocess.run(
         ["unshare", "-rn", "ip", "link", "add", "v0", "type", "veth", "peer", "name", "v1"],
         capture_output=True, text=True, check=False,
@@ -63,6 +68,13 @@ def _why_no_namespaces() -> str:
 def _ip(*arguments: str, at: int | None = None) -> None:
     command = ["nsenter", "-t", str(at), "-n", "ip", *arguments] if at else ["ip", *arguments]
     subprocess.run(command, check=True)
+
+
+def _reached(at: int) -> set[str]:
+    """Whom the flow's host is connected to."""
+    command = ["nsenter", "-t", str(at), "-n", "ss", "-Htn", "state", "established"]
+    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return {line.split()[3] for line in found.splitlines()}
 
 
 def _attack(directory: Path, size: int, seed: int) -> dict[str, Any]:
@@ -84,13 +96,14 @@ def _attack(directory: Path, size: int, seed: int) -> dict[str, Any]:
                 TAILRACE_WINDOWS__IDLE_S=str(IDLE_S), TAILRACE_WINDOWS__LATENESS_S=str(LATENESS_S),
                 TAILRACE_WINDOWS__MAX_FUTURE_S=str(LATENESS_S),
             ) as world,
-            proxy_to(world.bench.settings.clickhouse.url, HERE) as proxy,
+            proxy_to(world.bench.settings.clickhouse.url, HERE) as to_clickhouse,
+            proxy_to_kafka(brokers[0].address, HERE) as to_kafka,
         ):  # fmt: skip
             world.add(
                 "windows",
                 ["nsenter", "-t", str(host.pid), "-n", *python("-m", "tailrace_infra.run", "windows")],
-                TAILRACE_CLICKHOUSE__URL=proxy.url,
-            )
+                TAILRACE_CLICKHOUSE__URL=to_clickhouse.url, TAILRACE_KAFKA__BOOTSTRAP_SERVERS=to_kafka.address,
+            )  # fmt: skip
             traffic = Traffic(seed, starts_on_window(now_us()), (60 + LONG_CUT_S + size * 12) // 10 * 10, samples=200)
             world.add_traffic(traffic)
             world.until(lambda: world.bench.counters().get("samples"), "samples are counted")
@@ -105,19 +118,22 @@ def _attack(directory: Path, size: int, seed: int) -> dict[str, Any]:
                     _ip("link", "set", "v0", "down")
                     threading.Event().wait(for_s)
                     _ip("link", "set", "v0", "up")
-                elif kind == "latency":
-                    proxy.delay_s = 0.2
-                    threading.Event().wait(for_s)
-                    proxy.delay_s = 0.0
+                    continue
+                proxy = to_kafka if kind.startswith("Kafka") else to_clickhouse
+                if kind.endswith("latency"):
+                    proxy.delay_s = DELAY_S
                 else:
-                    proxy.mode = Mode.REFUSE if kind == "reset" else Mode.HANG
-                    threading.Event().wait(for_s / 2)
-                    proxy.mode = Mode.PASS
+                    proxy.mode = Mode.REFUSE if kind.endswith("reset") else Mode.HANG
+                threading.Event().wait(for_s / 2)
+                proxy.delay_s, proxy.mode = 0.0, Mode.PASS
+            world.until(lambda: to_kafka.address in _reached(host.pid), "the flow is connected again")
+            assert brokers[0].address not in _reached(host.pid), "the flow goes around the proxy"
             made = finish(world, traffic)
             rows = check_rows(world.bench, made)
         return {
             **{f"faults: {kind}": count for kind, count in done.items()}, "seconds without a cable": cut_s,
             "samples": made.counters["samples"], "rows equal to the oracle": rows,
+            "connections reset": to_clickhouse.resets + to_kafka.resets,
             "starts of the flow again": world.ended["windows"],
         }  # fmt: skip
     finally:

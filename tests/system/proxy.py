@@ -41,6 +41,8 @@ class Proxy:
         self.held = 0
         """Requests, or parts of them, that have waited in HANG."""
         self.cuts = 0
+        self.resets = 0
+        """Connections that REFUSE has ended."""
         self.delay_s = 0.0
         """Of each piece that passes, in both directions."""
         self._closing = False
@@ -117,6 +119,7 @@ class Proxy:
                     data = data.replace(*self.replace)
                 target.sendall(data)
             if self.mode is Mode.REFUSE:
+                self.resets += 1
                 return _reset(client)
 
 
@@ -140,11 +143,10 @@ def proxy_to(url: str, host: str = "127.0.0.1") -> Iterator[Proxy]:
 
 
 @contextmanager
-def proxy_to_kafka(bootstrap_servers: str) -> Iterator[Proxy]:
-    """A proxy in front of a broker on loopback. In its metadata the broker's address becomes the proxy's."""
-    with proxy_to(f"kafka://{bootstrap_servers}") as proxy:
+def proxy_to_kafka(bootstrap_servers: str, host: str = "127.0.0.1") -> Iterator[Proxy]:
+    """A proxy in front of a broker on the same `host`. In its metadata the broker's address becomes the proxy's."""
+    with proxy_to(f"kafka://{bootstrap_servers}", host) as proxy:
         addresses = [bootstrap_servers, proxy.address]
-        host = b"127.0.0.1"
-        broker, own = (host + int(one.rpartition(":")[2]).to_bytes(4, "big") for one in addresses)
+        broker, own = (host.encode() + int(one.rpartition(":")[2]).to_bytes(4, "big") for one in addresses)
         proxy.replace = (broker, own)
         yield proxy
