@@ -4,10 +4,11 @@ import importlib
 import pkgutil
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import tests.reliability
+from tests.infra.canaries import showing, shows_canary
 
 __all__ = ["Attack", "Failure", "Figure", "Plot", "Result", "Run", "attack", "attacks", "perform"]
 
@@ -117,9 +118,12 @@ def attacks() -> dict[str, Attack]:
 
 
 def perform(attack: Attack, run: Run) -> Result:
-    """Runs it; an exception is a failure."""
+    """Runs it; an exception is a failure, and so is a secret in anything that its processes have left or said."""
     try:
-        return attack.perform(run)
+        result = attack.perform(run)
     except Exception:  # noqa: BLE001 - whatever it is, it is what the report is for
         where = f"{Path(__file__).parents[2]}/"  # which directory it was is nothing to a reader
-        return Result(seeds=[run.seed], failures=[run.failure(traceback.format_exc().replace(where, ""))])
+        result = Result(seeds=[run.seed], failures=[run.failure(traceback.format_exc().replace(where, ""))])
+    shown = showing(run.directory)
+    shown += ["what the attack says"] if shows_canary(repr(result).encode()) else []
+    return replace(result, failures=[*result.failures, *(run.failure(f"a secret is in {one}") for one in shown)])

@@ -92,7 +92,7 @@ def _config(hook: Hook, mailbox: Mailbox) -> str:
                 "routes": [{"receiver": name, "continue": True} for name in ("hook", "mail", "own")],
             },
             "receivers": [
-                {"name": "hook", "webhook": {"url": f"{hook.url}/x"}},
+                {"name": "hook", "webhook": {"url": f"{hook.url}/x", "headers": {"X-Token": "${env:HOOK_TOKEN}"}}},
                 {"name": "mail", "email": mail, "rate_limit": plenty},
                 {"name": "own", "email": mail, "rate_limit": plenty, "templates": {"title": "own", "text": own}},
             ],

@@ -52,7 +52,7 @@ routing:
   - {where: {alertname: Busy}, receiver: hook, group_by: [service, host], group_wait: 0s, group_interval: 1s}
 receivers:
 - {name: nobody}
-- {name: hook, webhook: {url: "URL"}}
+- {name: hook, webhook: {url: "URL", headers: {Authorization: "Bearer ${env:HOOK_TOKEN}"}}}
 """
 
 

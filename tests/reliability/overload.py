@@ -130,7 +130,7 @@ groups:
   - {alert: Few, metric: cpu, aggregate: mean, by: [service], op: gt, threshold: 0.9}
 routing: {receiver: hook, group_by: [alertname], group_wait: 1s, group_interval: 10s, flap_damping: null}
 receivers:
-- {name: hook, webhook: {url: "URL"}}
+- {name: hook, webhook: {url: "URL", headers: {Authorization: "Bearer ${env:HOOK_TOKEN}"}}}
 """
 MAX_ALERTS = 10_000
 GROUP_INTERVAL_S = 10

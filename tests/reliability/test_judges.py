@@ -1,6 +1,9 @@
 """The judges of the attacks can find something: each is given what it must not let pass."""
 
 import sys
+from base64 import b64encode
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +17,9 @@ from tailrace_schemas.notifications import Notification
 from tailrace_sinks.clickhouse import connect
 from tailrace_sinks.migrate import migrate
 
+from tests.infra.canaries import canary
 from tests.reliability import disks, producer_clocks, security
-from tests.reliability.attack import Run, attacks, perform
+from tests.reliability.attack import Result, Run, attacks, perform
 from tests.reliability.overload import judge_storm
 from tests.reliability.traffic import S, Traffic
 from tests.reliability.world import check_rollups, delivered, judge_statuses, unexpected
@@ -138,6 +142,31 @@ def test_tests_of_security_that_were_skipped_did_not_hold(tmp_path: Path, monkey
     assert result.skipped == "1 of 2 tests: no Java here"
     assert not result.failures
     assert not result.passed
+
+
+@pytest.mark.parametrize("before", ["", "u:", "me:"])
+@pytest.mark.parametrize("encode", [str.encode, lambda text: b64encode(text.encode())])
+def test_a_secret_that_a_process_has_logged_is_found(
+    tmp_path: Path, before: str, encode: Callable[[str], bytes]
+) -> None:
+    secret = before + canary("clickhouse")
+
+    def leak(run: Run) -> Result:
+        (run.directory / "secrets").mkdir()
+        (run.directory / "secrets" / "password").write_text(secret)
+        (run.directory / "flow.log").write_bytes(b"level=info\n" + encode(secret) + b"\n")
+        return Result()
+
+    [failure] = perform(replace(attacks()["kills"], perform=leak), Run("kills", 1, 1, tmp_path, print)).failures
+    assert failure.what == "a secret is in flow.log"
+
+
+def test_a_secret_that_an_attack_says_is_found(tmp_path: Path) -> None:
+    def leak(run: Run) -> Result:
+        raise ValueError(f"cannot connect with {canary('kafka')}")
+
+    failed = perform(replace(attacks()["kills"], perform=leak), Run("kills", 1, 1, tmp_path, print)).failures
+    assert failed[-1].what == "a secret is in what the attack says"
 
 
 def test_what_an_attack_in_a_process_of_its_own_says_comes_while_it_runs(

@@ -37,6 +37,7 @@ from tailrace_schemas.samples import SampleBatch, decode
 from tailrace_sinks.kafka import KafkaWriter
 from tailrace_sinks.rollup import rollup
 
+from tests.infra.canaries import canary
 from tests.reliability.traffic import WINDOW_S, Event, S, Traffic, command
 from tests.system.harness import Bench, bench
 from tests.system.workload import Workload, assert_same, expected_rows, stored_rows
@@ -51,6 +52,8 @@ PATIENCE_S = 240.0
 """For anything to happen: the machine may be busy with something else."""
 EDGE_S = 300
 """The buckets of an objective's period of a day; of a longer one longer."""
+SECRETS = {"TAILRACE_CLICKHOUSE__PASSWORD": canary("clickhouse"), "HOOK_TOKEN": canary("hook")}
+"""What all processes are given; the embedded ClickHouse takes any password."""
 OF_WINDOWS = ("samples", "late_samples", "duplicate_batches", "duplicate_samples", "missing_batches", "gap_records",
               "recovered_batches", "series_limit_samples", "ended")  # fmt: skip
 """Counters of the window flow, besides `dead_letters.*`."""
@@ -203,7 +206,7 @@ class World:
             addresses = ",".join(broker.address for broker in brokers)
             _await_brokers(addresses, len(brokers))
             with bench(addresses, f"http://127.0.0.1:{port}", directory, prefix, contents, replication) as b:
-                b.environment |= {"TAILRACE_RECOVERY__EPOCH_S": "0.5", **environment}
+                b.environment |= {"TAILRACE_RECOVERY__EPOCH_S": "0.5", **SECRETS, **environment}
                 world = cls(b, {**{broker.name: broker for broker in brokers}, "clickhouse": clickhouse})
                 watcher = threading.Thread(target=world._watch, name="watch")
                 watcher.start()
