@@ -19,8 +19,8 @@ from tailrace_schemas.clock import monotonic_s, now_us
 from tailrace_sinks.clickhouse import WriteRejectedError
 from tailrace_sinks.kafka import StoppedError
 
+from tailrace_flows.directory_lock import LockedError, lock
 from tailrace_flows.private_files import open_private, private_directory
-from tailrace_flows.runner import LockedError, lock
 
 __all__ = ["Behind", "RowWriter", "Spool", "SpoolError"]
 

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from clickhouse_connect.driver.exceptions import ClickHouseError
 from confluent_kafka import KafkaError, KafkaException
-from tailrace_flows.runner import LockedError
+from tailrace_flows.directory_lock import LockedError
 from tailrace_flows.settings import KafkaSettings
 from tailrace_schemas.clock import monotonic_s
 from tailrace_schemas.kafka_errors import advice

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from clickhouse_connect.driver.exceptions import ClickHouseError
 from confluent_kafka import KafkaException
-from tailrace_flows import broker_clock, host_clock, runner
+from tailrace_flows import broker_clock, host_clock, recovery, runner
 from tailrace_flows.all import compose
 from tailrace_flows.core.feed import PoisonedError
+from tailrace_flows.directory_lock import LockedError, lock
 from tailrace_flows.names import FLOWS, joined_name
 from tailrace_flows.private_files import private_umask
 from tailrace_flows.settings import Settings
@@ -88,13 +89,13 @@ def run_flow(
         raise FlowError(found.detail)
     directory = recovery_of(flow, settings)
     try:
-        with runner.lock(directory) as held:
+        with lock(directory) as held:
             if processes == 1:
                 _run_here(flow, settings, 0, None, duration_s, ready)
             else:
                 _run_cluster(flow, settings, processes, duration_s, held)
     except OSError as error:
-        if not runner.no_space(error, directory):  # for the lock, which is a file too
+        if not recovery.no_space(error, directory):  # for the lock, which is a file too
             raise
         raise FlowError(explain(error, settings, directory)) from error
 
@@ -152,7 +153,7 @@ def explain(error: BaseException, settings: Settings, directory: Path) -> str:
 
     `directory`: of the flow's state.
     """
-    if runner.no_space(error, directory):
+    if recovery.no_space(error, directory):
         return (
             f"no space left on the disk of the recovery directory {directory.resolve()}: free some and start again, or "
             "stop, move the directory to another disk and set recovery.directory; what is in it is whole, and the flow "
@@ -192,7 +193,9 @@ def _run_cluster(flow: str, settings: Settings, processes: int, duration_s: floa
                 environment = {_OFFSET_VARIABLE: str(host_clock.offset_us())}
                 children.clear()
                 try:
-                    runner.prepare_recovery(directory)  # here, since they do not know when all of those before are gone
+                    recovery.prepare_recovery(
+                        directory
+                    )  # here, since they do not know when all of those before are gone
                 except Exception as error:
                     raise FlowError(explain(error, settings, directory)) from error
                 addresses = ",".join(f"127.0.0.1:{port}" for port in free_ports(processes))
@@ -245,7 +248,7 @@ def main() -> None:
             _run_here(options.flow, settings, options.process, options.addresses.split(","), options.duration, ready)
         else:
             run_flow(options.flow, settings, duration_s=options.duration, ready=ready)
-    except (FlowError, runner.LockedError) as error:
+    except (FlowError, LockedError) as error:
         log.error("%s", error)
         sys.exit(1)
 

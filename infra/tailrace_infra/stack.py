@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from pydantic import SecretStr
-from tailrace_flows import runner
+from tailrace_flows.directory_lock import is_locked, lock
 from tailrace_flows.names import joined_name
 from tailrace_flows.private_files import private_directory, write_private
 from tailrace_flows.settings import Settings
@@ -88,7 +88,7 @@ def running_endpoints(data_dir: Path) -> Endpoints | None:
         found = Endpoints(**json.loads((data_dir / "run.json").read_text()))
     except (OSError, ValueError, TypeError):
         return None
-    return found if runner.is_locked(data_dir / "stack") else None
+    return found if is_locked(data_dir / "stack") else None
 
 
 def start_clickhouse(data_dir: Path, port: int) -> Child:
@@ -174,7 +174,7 @@ def embedded_stack(
         ChildError: a part did not come up; quotes its log.
     """
     logs = _logs(data_dir)
-    with runner.lock(data_dir / "stack", "a directory has one stack. Stop that one, or choose another --data-dir."):
+    with lock(data_dir / "stack", "a directory has one stack. Stop that one, or choose another --data-dir."):
         broker = start_child("tailrace_infra.broker", log=logs / "broker.log")
         try:
             say("ClickHouse (chDB) is opening its directory ...")
@@ -214,7 +214,7 @@ def _start_flow(stack: Stack, part: str, flow: str) -> None:
     directory = stack.data_dir / "recovery"
     own = directory / joined_name(flow.split(","))
     until_s = monotonic_s() + LEFT_OVER_S
-    while runner.is_locked(own) and monotonic_s() < until_s:
+    while is_locked(own) and monotonic_s() < until_s:
         threading.Event().wait(LEFT_OVER_POLL_S)
     recovery = {
         "TAILRACE_RECOVERY__DIRECTORY": str(directory),

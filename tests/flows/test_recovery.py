@@ -20,7 +20,7 @@ from bytewax.operators import StatefulBatchLogic
 from bytewax.testing import TestingSink, TestingSource, run_main
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
-from tailrace_flows import runner
+from tailrace_flows import recovery
 from tailrace_flows.core import window
 from tailrace_flows.core.config import WindowConfig
 from tailrace_flows.core.counters import Count
@@ -452,16 +452,16 @@ def test_the_first_minute_after_a_restart_does_not_do_the_work_of_its_six_window
 
 
 def test_a_start_that_was_killed_while_it_made_the_directory_is_no_damage(tmp_path: Path) -> None:
-    runner.prepare_recovery(tmp_path)
+    recovery.prepare_recovery(tmp_path)
     (tmp_path / "making").write_text("begun")
     (tmp_path / "part-0.sqlite3").write_bytes(b"")
     (tmp_path / "part-3.sqlite3").unlink()
     for _ in range(2):
-        runner.prepare_recovery(tmp_path)
+        recovery.prepare_recovery(tmp_path)
         assert sorted(path.stat().st_size > 0 for path in tmp_path.glob("*.sqlite3")) == [True] * 4
     (tmp_path / "part-0.sqlite3").write_bytes(b"")
-    with pytest.raises(runner.DamagedError):
-        runner.prepare_recovery(tmp_path)
+    with pytest.raises(recovery.DamagedError):
+        recovery.prepare_recovery(tmp_path)
 
 
 class _Sum(StatefulBatchLogic[int, int, int]):
@@ -505,13 +505,13 @@ def test_files_that_do_not_say_the_same_are_refused(tmp_path: Path, damage: str)
     for _ in range(2):
         _run(tmp_path, numbers)
     for _ in range(2):
-        runner.prepare_recovery(tmp_path)
+        recovery.prepare_recovery(tmp_path)
     for path in sorted(tmp_path.glob("part-*.sqlite3")):
         with closing(sqlite3.connect(path)) as file, file:
             file.executescript(damage)
     for _ in range(2):
-        with pytest.raises(runner.DamagedError, match="put back a copy of the directory"):
-            runner.prepare_recovery(tmp_path)
+        with pytest.raises(recovery.DamagedError, match="put back a copy of the directory"):
+            recovery.prepare_recovery(tmp_path)
 
 
 def _run(directory: Path, numbers: TestingSource[Any]) -> list[tuple[str, int]]:
@@ -519,7 +519,7 @@ def _run(directory: Path, numbers: TestingSource[Any]) -> list[tuple[str, int]]:
     flow = Dataflow("flow")
     summed = op.stateful_batch("sum", op.input("numbers", flow, numbers), _Sum)
     op.output("sums", summed, TestingSink(sums))
-    run_main(flow, epoch_interval=timedelta(0), recovery_config=runner.prepare_recovery(directory))
+    run_main(flow, epoch_interval=timedelta(0), recovery_config=recovery.prepare_recovery(directory))
     return sums
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 from tailrace_flows.private_files import ExposedError, check_owned, open_private, private_directory, write_private
-from tailrace_flows.runner import prepare_recovery
+from tailrace_flows.recovery import prepare_recovery
 
 from tests.infra.command import tailrace, up
 

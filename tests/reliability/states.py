@@ -22,7 +22,7 @@ from tailrace_flows.core.feed import TopicFeed
 from tailrace_flows.core.partition import Partition
 from tailrace_flows.core.sealed import StateError, seal, unseal
 from tailrace_flows.core.shard import Shard
-from tailrace_flows.runner import DamagedError, prepare_recovery
+from tailrace_flows.recovery import DamagedError, prepare_recovery
 
 from tests.flows.machine import START_US
 from tests.reliability.alerts import PLAN, World
