@@ -9,12 +9,14 @@ key made of all pairs.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
+from enum import Enum
 from functools import partial, wraps
 from inspect import iscoroutinefunction
-from operator import itemgetter
+from operator import index, itemgetter
 from typing import Any, Final, ParamSpec, Protocol, Self, TypeVar
 
 from tailrace_schemas.clock import monotonic_ns, now_ns
+from tailrace_schemas.samples import MAX_VALUE_CHARS
 
 from tailrace_producers.buffer import SeriesRef
 from tailrace_producers.observers import Read
@@ -218,6 +220,8 @@ class _Instrument:
 
     def _remember(self, attributes: Attributes, key: tuple[tuple[str, object], ...], ref: SeriesRef) -> None:
         """Raises TypeError on a value that cannot be hashed."""
+        if not all(map(_can_be_kept, attributes.values())):
+            return
         if not self._shape[1]:
             self._shape = itemgetter(*attributes), len(attributes), {}
         values, size, refs = self._shape
@@ -373,9 +377,19 @@ class Timer(Distribution):
         return BoundTimer(self._bind(attributes, more))
 
 
+def _can_be_kept(value: object) -> bool:
+    """Whether an attribute's value may stay in memory for as long as its instrument.
+
+    An object of the host's may be an exception with all that its traceback holds, and have another text tomorrow.
+    """
+    if type(value) is str:
+        return len(value) <= MAX_VALUE_CHARS  # the series has only so much of it
+    return value is None or type(value) in (int, float, bool) or isinstance(value, Enum)
+
+
 def nanoseconds(time_us: Any) -> Any:
     """What the packer is to make of a time that a host gave; it finds out whether that is one. Raises nothing."""
     try:
-        return 1000 * time_us
+        return 1000 * index(time_us)  # an integer of whatever type: a text would be repeated a thousand times
     except Exception:  # noqa: BLE001 - whatever the host took for a time
         return None

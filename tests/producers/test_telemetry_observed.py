@@ -1,7 +1,10 @@
 """What hosts have read for them, what the environment says, and the helper for hosts' own tests."""
 
+import gc
 import logging
+import sys
 import threading
+import weakref
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -189,6 +192,56 @@ def test_other_keys_are_other_series(shop: Telemetry) -> None:
         (99, {"z": "1"}),
     ]
     assert dict(asked) == {"z": "1"}, "a host's mapping stays as it was"
+
+
+def test_what_a_host_gives_as_attributes_is_not_kept_alive(shop: Telemetry) -> None:
+    class FailureError(Exception):
+        """As a host's: with a traceback that holds all that was local where it was raised."""
+
+    counter, gauge = shop.counter("c"), shop.gauge("g")
+    text, failures = "x" * 5000, []
+    references = sys.getrefcount(text)
+    for attributes in ({"error": 1}, {"text": 1}, {"both": 1, "error": 1}):  # one set of keys is looked up otherwise
+        counter.add(1, attributes)
+        for _ in range(2):
+            failure = FailureError()
+            counter.add(1, {"error": failure})
+            counter.bind(error=failure)
+            gauge.set(1, {"text": text, "error": failure})
+            shop.event("failed", error=failure)
+            counter.add(1, {"text": text})
+            failures.append(weakref.ref(failure))
+            del failure
+    assert sys.getrefcount(text) == references
+    gc.collect()
+    assert [one() for one in failures] == [None] * 6
+
+
+def test_an_object_that_changes_its_text_is_another_series(shop: Telemetry) -> None:
+    class State:
+        text = "open"
+
+        def __str__(self) -> str:
+            return self.text
+
+    state, changes = State(), shop.counter("changes")
+    with capture(shop) as captured:
+        changes.add(1, state=state)
+        state.text = "closed"
+        changes.add(2, state=state)
+    assert captured.values("changes", state="open") == [1]
+    assert captured.values("changes", state="closed") == [2]
+
+
+def test_a_time_that_is_a_text_takes_no_more_memory_than_one(shop: Telemetry) -> None:
+    gauge = shop.gauge("g")
+    with capture(shop) as captured:
+        gauge.set(1, time_us="2026-11-28T23:00:00Z")  # type: ignore[arg-type]
+        gauge.set(2, time_us=float(T0))  # type: ignore[arg-type]
+        assert not any(isinstance(one, str) for one in shop._buffer.rows)
+        gauge.set(3, time_us=T0)
+    assert captured.dropped == {"invalid": 2}
+    assert captured.values("g") == [3]
 
 
 def test_a_host_sees_in_its_tests_what_it_recorded(shop: Telemetry, caplog: pytest.LogCaptureFixture) -> None:
