@@ -195,7 +195,9 @@ class _SizedBody(_Body):
 
 
 def _number(text: object) -> int | None:
-    return int(text) if isinstance(text, str) and text.isdecimal() and text.isascii() else None
+    if isinstance(text, str) and text.isdecimal() and text.isascii() and len(text) < 20:  # int() refuses thousands
+        return int(text)
+    return None
 
 
 def _flask_route(environ: Environ) -> str | None:

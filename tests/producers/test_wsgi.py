@@ -143,6 +143,10 @@ SCENARIOS: dict[str, tuple[App, dict[str, Any], int | None, dict[str, str], floa
     "client left": (answer(lambda: Body(b"abc", b"def")), {}, 1, OK | {"error": "client_disconnect"}, None, 3),
     "all that was announced is sent": (answer(lambda: Body(b"abc", b""), headers=ANNOUNCED), {}, 1, OK, None, 3),
     "HEAD": (answer(lambda: Body(b"abc", b"def")), {"REQUEST_METHOD": "HEAD"}, 1, OK | {"method": "HEAD"}, None, 3),
+    "lengths of 5,000 digits": (
+        answer(lambda: Body(b"abc", b"def"), headers=[("Content-Length", "9" * 5000)]), {"CONTENT_LENGTH": "9" * 5000},
+        1, OK | {"error": "client_disconnect"}, None, 3,
+    ),
     "file": (sends_file, {}, None, OK, None, 6),
 }  # fmt: skip
 
