@@ -180,14 +180,21 @@ class Buffer:
             before, self._sink = self._sink, sink
             return before
 
-    def close(self) -> None:
-        """Count all that is held as dropped (`SHUTDOWN`), and from now on all that is recorded (`CLOSED`)."""
-        with self._lock:
+    def close(self, timeout_s: float = -1) -> None:
+        """Count all that is held as dropped (`SHUTDOWN`), and from now on all that is recorded (`CLOSED`).
+
+        Does nothing if it cannot be done within `timeout_s`, which is for ever where it is negative.
+        """
+        if not self._lock.acquire(timeout=timeout_s):
+            return
+        try:
             self._cut()
             self._closed = True
             self._queue.clear()
             for number, samples in list(self._open.items()):
                 self._settle(number, samples, Drop.SHUTDOWN)
+        finally:
+            self._lock.release()
 
     def stats(self) -> Stats:
         """All counts, consistent with each other."""

@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from threading import Event, Lock, Thread
+from contextlib import suppress
+from threading import Event, Lock, Thread, current_thread, main_thread
 from typing import Final, NamedTuple
 
 __all__ = ["OBSERVE_INTERVAL_S", "Observation", "Observers", "Read"]
@@ -81,8 +82,11 @@ class Observers:
                     observer.record(value, {**observer.attributes, **attributes})
             elif result is not None:
                 observer.record(result, observer.attributes)
-        except Exception as error:  # noqa: BLE001 - a host's callback
+        except BaseException as error:  # a host's callback, which may call sys.exit() too
+            if not isinstance(error, Exception) and current_thread() is main_thread():
+                raise  # of a signal handler, which came during `collect`
             self._count_error(observer.metric)
             if observer.metric not in self._failed:
                 self._failed.add(observer.metric)
-                _log.warning("%s could not be observed: %r; counted from now on", observer.metric, error)
+                with suppress(Exception):  # a host's logging may raise
+                    _log.warning("%s could not be observed: %r; counted from now on", observer.metric, error)

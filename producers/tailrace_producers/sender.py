@@ -4,6 +4,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Condition, Thread
@@ -243,7 +244,8 @@ class Sender:
     def _warn(self, message: str, detail: object) -> None:
         if self._warned_s is None or monotonic_s() - self._warned_s >= WARN_EVERY_S:
             self._warned_s = monotonic_s()
-            _log.warning(message, detail)
+            with suppress(Exception):  # a host's logging may raise, and would end this thread
+                _log.warning(message, detail)
 
 
 _abandoned: list[Any] = []

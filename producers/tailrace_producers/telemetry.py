@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping
 from threading import RLock
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 from weakref import WeakSet
 
 from tailrace_schemas.clock import monotonic_s, now_ns
@@ -47,6 +47,8 @@ __all__ = [
 ]  # fmt: skip
 
 _TOPICS = Topics()
+BUFFER_TIMEOUT_S: Final = 1.0
+"""Far more than any step of the buffer's takes."""
 
 
 class Telemetry:
@@ -169,7 +171,8 @@ class Telemetry:
             deadline_s = monotonic_s() + timeout_s
             self._observers.close(timeout_s / 2)  # a callback that hangs leaves time to send
             self._sender.close(max(0.0, deadline_s - monotonic_s()))
-            self._buffer.close()
+            # By a signal handler that came in the middle of a step of the buffer's: the sender's thread does it then.
+            self._buffer.close(BUFFER_TIMEOUT_S)
 
     def __enter__(self) -> Self:
         return self

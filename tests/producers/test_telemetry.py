@@ -321,6 +321,27 @@ def test_a_defect_or_a_failing_callback_does_not_end_sending(
     assert len(caplog.records) == 1
 
 
+def test_a_host_s_logging_that_fails_does_not_end_sending(
+    embedded_broker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def outside_of_a_request(_record: logging.LogRecord) -> bool:
+        raise LookupError("a filter that tells the URL of the request, where there is none")
+
+    log = logging.getLogger("tailrace.producer")
+    log.addFilter(outside_of_a_request)
+    try:
+        with Telemetry("shop", bootstrap_servers=embedded_broker) as shop:
+            with monkeypatch.context() as patched:
+                patched.setattr(shop._sender._packer, "pack", lambda rows: 1 / 0)
+                shop.counter("c").add()
+                assert shop.flush(10)
+            shop.counter("c").add()
+            assert shop.flush(10)
+            assert shop.stats == (2, 1, 0, {"error": 1})
+    finally:
+        log.removeFilter(outside_of_a_request)
+
+
 def test_a_timer_times_blocks_functions_and_coroutines(embedded_broker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter(range(0, 10**12, 3 * 10**9))
     with Telemetry("shop", bootstrap_servers=embedded_broker) as shop:
@@ -447,6 +468,21 @@ sys.stdout.write(f"{os.getpid()} {pid}")
     ).split()
     found = {one.value for read in read_topic(embedded_broker) for one in samples_of(read.batch)}
     assert found == {float(parent), float(child)}
+
+
+def test_a_signal_handler_may_close_it_in_the_middle_of_a_step_of_the_buffer() -> None:
+    shop = Telemetry("shop", bootstrap_servers=NOWHERE)
+    shop.counter("c").add()
+
+    def interrupted() -> None:
+        with shop._buffer._lock:  # as in the call that found the buffer full
+            shop.close(0)  # the handler, in the same thread
+
+    thread = threading.Thread(target=interrupted, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    eventually(lambda: shop.stats == (1, 0, 0, {"shutdown": 1}))
 
 
 def test_the_import_is_light() -> None:

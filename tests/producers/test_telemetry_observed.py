@@ -116,6 +116,39 @@ def test_callbacks_that_fail_are_counted_and_asked_again(shop: Telemetry, caplog
     assert "g could not be observed: ZeroDivisionError()" in caplog.text
 
 
+@pytest.mark.parametrize("error", [SystemExit, GeneratorExit, RuntimeError])
+def test_neither_exits_nor_a_failing_logger_end_the_passes(
+    shop: Telemetry, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    monkeypatch.setattr(observers, "OBSERVE_INTERVAL_S", 0.01)
+    calls = []
+
+    def outside_of_a_request(_record: logging.LogRecord) -> bool:
+        raise LookupError("a filter that tells the URL of the request, where there is none")
+
+    def read() -> None:
+        calls.append(1)
+        raise error
+
+    log = logging.getLogger("tailrace.producer")
+    log.addFilter(outside_of_a_request)
+    try:
+        shop.gauge("g").observe(read)
+        eventually(lambda: len(calls) > 2)
+    finally:
+        log.removeFilter(outside_of_a_request)
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_what_a_signal_handler_raises_during_collect_is_the_host_s(shop: Telemetry, error: type[BaseException]) -> None:
+    def read() -> None:
+        raise error
+
+    shop.gauge("g").observe(read)
+    with pytest.raises(error):
+        shop.collect()
+
+
 def test_passes_come_by_themselves_and_once_more_at_close(
     embedded_broker: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
