@@ -17,6 +17,10 @@ __all__ = ["CHUNK_SAMPLES", "Buffer", "Chunk", "Drop", "SeriesRef", "Stats"]
 
 CHUNK_SAMPLES: Final = 4096
 """Samples that are moved out of the callers' way at once; also the most that one message carries."""
+SAMPLE_BYTES: Final = 100
+"""What a sample takes in memory, about."""
+EVENT_CHUNK_BYTES: Final = 2_000_000
+"""A chunk is also full when its events take so much: all that short ones do, and far less than a message may have."""
 
 
 class Drop(StrEnum):
@@ -28,7 +32,7 @@ class Drop(StrEnum):
     TOO_LARGE = "too_large"
     """Their message would exceed 10 MB: attributes of enormous length."""
     QUEUE_FULL = "queue_full"
-    """The oldest, when `max_samples` were in memory."""
+    """The oldest, when `max_samples` were in memory, or as much of events."""
     UNDELIVERED = "undelivered"
     """The broker refused their message, or did not confirm it in time: it may still have arrived."""
     SHUTDOWN = "shutdown"
@@ -71,6 +75,8 @@ class Chunk:
     number: int
     rows: list[Any]
     """value, time in nanoseconds, SeriesRef, value, ... as they were recorded, not yet checked."""
+    event_bytes: int = 0
+    """What its events take in memory beside their samples, about."""
     lost_before: int = 0
     """Chunks dropped since the one taken before this: as many sequence numbers are left out."""
 
@@ -91,7 +97,8 @@ class Buffer:
     150 from one thread, 193 instead of 166 from 16 (`python -m benchmarks producer`, which has that design for this).
     It would also have to find and empty the lists of threads that have ended.
 
-    Memory: `max_samples` at about 100 bytes each, and up to one chunk in `rows`.
+    Memory: `SAMPLE_BYTES * max_samples`, and up to one chunk in `rows`. Who records an event, which has attributes of
+    its own, adds what these take to `event_bytes`, and calls `cut_if_full` at `event_limit` too.
     """
 
     def __init__(
@@ -110,6 +117,7 @@ class Buffer:
         self.rows: list[Any] = []
         self.row_limit = 3 * chunk_samples
         self.max_samples = max_samples
+        self.event_limit = min(EVENT_CHUNK_BYTES, SAMPLE_BYTES * max_samples // 4)
         self._on_cut = on_cut
         self._sink: Callable[[list[Any]], None] | None = None
         self.reset()
@@ -117,6 +125,9 @@ class Buffer:
     def reset(self) -> None:
         """Forget everything, even that the lock is held: for a forked child, whose samples are its parent's."""
         self.rows.clear()  # the same list: every instrument holds on to it
+        self.event_bytes = 0
+        """Of the events in `rows`. Threads that add to it at once may lose some: it need not be exact."""
+        self._queued_event_bytes = 0
         self._lock = Lock()
         self._queue: deque[Chunk] = deque()
         self._open: dict[int, int] = {}
@@ -150,6 +161,7 @@ class Buffer:
             if not self._queue:
                 return None
             chunk = self._queue.popleft()
+            self._queued_event_bytes -= chunk.event_bytes
             chunk.lost_before, self._lost = self._lost, 0
             return chunk
 
@@ -191,6 +203,7 @@ class Buffer:
             self._cut()
             self._closed = True
             self._queue.clear()
+            self._queued_event_bytes = 0
             for number, samples in list(self._open.items()):
                 self._settle(number, samples, Drop.SHUTDOWN)
         finally:
@@ -210,8 +223,9 @@ class Buffer:
         length = len(self.rows)
         if length == 0:
             return
-        chunk = Chunk(self._next_number, self.rows[:length])
+        chunk = Chunk(self._next_number, self.rows[:length], self.event_bytes)
         del self.rows[:length]  # what other threads have appended meanwhile stays
+        self.event_bytes = 0
         self._next_number += 1
         self._recorded += chunk.samples
         self._held += chunk.samples
@@ -224,9 +238,12 @@ class Buffer:
             self._settle(chunk.number, chunk.samples, None)
             return
         self._queue.append(chunk)
+        self._queued_event_bytes += chunk.event_bytes
         # What is on its way to the broker cannot be taken back, so the oldest chunk still here has to go.
-        while self._held > self.max_samples and self._queue:
+        most = SAMPLE_BYTES * self.max_samples
+        while self._queue and SAMPLE_BYTES * self._held + self._queued_event_bytes > most:
             oldest = self._queue.popleft()
+            self._queued_event_bytes -= oldest.event_bytes
             self._lost += 1
             self._settle(oldest.number, oldest.samples, Drop.QUEUE_FULL)
 

@@ -13,12 +13,14 @@ import atexit
 import os
 import sys
 from collections.abc import Mapping
+from sys import getsizeof
 from threading import RLock
 from types import TracebackType
 from typing import Final, Self
 from weakref import WeakSet
 
 from tailrace_schemas.clock import monotonic_s, now_ns
+from tailrace_schemas.samples import Series
 from tailrace_schemas.topics import Topics
 
 from tailrace_producers.buffer import Buffer, Stats
@@ -55,7 +57,8 @@ class Telemetry:
     """What a service records. One a process will do; threads may share it.
 
     A daemon thread sends samples at the latest 0.5 s after they were recorded; it connects with the first of them.
-    While the broker is away up to `max_samples` are kept (at most 20 MB at the default), then the oldest are dropped.
+    While the broker is away up to `max_samples` are kept (at most 20 MB at the default), then the oldest are dropped;
+    of events, which have attributes of their own, as many as take as much.
     Trouble is logged to `tailrace.producer`, at most once a minute. `close` runs at interpreter exit by itself, and at
     the end of a process of multiprocessing's. After a fork the child goes on as a producer of its own; what was held
     then is the parent's to send.
@@ -143,7 +146,8 @@ class Telemetry:
         except Exception:  # noqa: BLE001 - a host's odd objects; recording never raises
             ref = registry.invalid
         buffer.rows.extend((value, now_ns() if time_us is None else nanoseconds(time_us), ref))
-        if len(buffer.rows) >= buffer.row_limit:
+        buffer.event_bytes += _event_bytes(ref.series)
+        if len(buffer.rows) >= buffer.row_limit or buffer.event_bytes >= buffer.event_limit:
             buffer.cut_if_full()
 
     def collect(self) -> None:
@@ -187,6 +191,11 @@ class Telemetry:
 
     def _count_failed_observation(self, metric: str) -> None:
         self.counter("tailrace.producer.observe.errors", "{error}").add(1, {"tailrace.metric": metric})
+
+
+def _event_bytes(event: Series) -> int:
+    """What an event takes in memory beside its sample, about."""
+    return 200 + sum(72 + getsizeof(key) + getsizeof(text) for key, text in event.attributes)
 
 
 _live: WeakSet[Telemetry] = WeakSet()

@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections import Counter
 from typing import Any
 
@@ -260,6 +261,26 @@ def test_without_a_broker_memory_is_bounded_and_losses_are_counted(caplog: pytes
     assert shop.stats == (50_002, 0, 0, {**stats.dropped, "shutdown": stats.held, "closed": 2})
     assert [record.name for record in caplog.records] == ["tailrace.producer"], "once, not at each attempt"
     assert "samples wait or are dropped" in caplog.text
+
+
+def test_events_take_no_more_memory_than_samples(embedded_broker: str) -> None:
+    """80 MB of them while there is no broker; with one, 16 MB at once, of which no message is too large."""
+    with Telemetry("shop", bootstrap_servers=NOWHERE) as nobody:
+        tracemalloc.start()
+        try:
+            for number in range(20_000):
+                nobody.event("failed", text=f"{number}" + "x" * 4000)
+            memory = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+        assert memory < 30_000_000
+        assert nobody.stats.dropped["queue_full"] > 10_000
+        nobody.close(0)
+    with Telemetry("shop", bootstrap_servers=embedded_broker) as shop:
+        for number in range(4000):
+            shop.event("failed", text=f"{number}" + "x" * 4000)
+        assert shop.flush(20)
+        assert shop.stats == (4000, 4000, 0, {})
 
 
 def test_what_the_broker_never_confirms_is_counted() -> None:
