@@ -99,6 +99,7 @@ class Mailbox:
     recipients: list[list[str]] = field(default_factory=list)
     answer: Callable[[], str] = lambda: "250 OK"
     refused: frozenset[str] = frozenset()
+    goodbye: str = "221 Bye"
     logins: list[tuple[bytes, bytes]] = field(default_factory=list)
 
     async def handle_RCPT(  # noqa: N802 - its name
@@ -108,6 +109,9 @@ class Mailbox:
             return "550 no such user"
         envelope.rcpt_tos.append(address)
         return "250 OK"
+
+    async def handle_QUIT(self, _server: Any, _session: Session, _envelope: Envelope) -> str:  # noqa: N802 - its name
+        return self.goodbye
 
     async def handle_DATA(self, _server: Any, _session: Session, envelope: Envelope) -> str:  # noqa: N802 - its name
         answer = self.answer()

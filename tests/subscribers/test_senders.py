@@ -200,6 +200,14 @@ def test_what_a_mail_server_answers() -> None:
     assert caught.value.retry
 
 
+@pytest.mark.parametrize("answer", ["221 Bye", "250 OK", "421 busy", "554 no"])
+def test_what_a_mail_server_took_is_sent_whatever_it_answers_to_quit(answer: str) -> None:
+    with smtp_server() as mailbox:
+        mailbox.goodbye = answer
+        assert send(mail(mailbox.port), [EXAMPLE]) == ""
+        assert len(mailbox.got) == 1
+
+
 def test_a_digest_is_one_message() -> None:
     with smtp_server() as mailbox:
         send(mail(mailbox.port), [notification(number) for number in range(30)])
@@ -270,6 +278,7 @@ def test_templates_of_a_receiver_and_what_they_may_not() -> None:
         "{{ 10 ** 1000000000 }}",
         "{{ notification.alerts[9].alert }}",
         "{% for i in range(10 ** 9) %}x{% endfor %}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
     ):
         with pytest.raises(TemplatesError, match=r"templates\.text"):
             render(Templates(text=bad), [EXAMPLE])

@@ -9,7 +9,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Final, NamedTuple
 
-from jinja2 import StrictUndefined, TemplateError
+from jinja2 import StrictUndefined
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tailrace_schemas.alerts import Alert
@@ -75,7 +75,7 @@ def _run(what: str, template: str, context: dict[str, Any]) -> str:
             room -= len(part)
             if room < 0:
                 break
-    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
+    except Exception as error:  # whatever it raises: a macro that calls itself ends in RecursionError
         raise TemplatesError(f"templates.{what}: {type(error).__name__}: {error}") from error
     return _clean("".join(found))
 

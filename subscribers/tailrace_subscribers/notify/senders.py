@@ -10,6 +10,7 @@ import logging
 import smtplib
 import ssl
 from collections.abc import Sequence
+from contextlib import suppress
 from email.message import EmailMessage
 from email.utils import format_datetime
 from hashlib import blake2b
@@ -118,8 +119,13 @@ def _network(error: BaseException) -> str:
 def _email(email: Email, rendered: Rendered, notifications: Sequence[Notification]) -> str:
     message = _message(email, rendered, notifications)
     try:
-        with _connected(email) as smtp:
+        smtp = _connected(email)
+        try:
             refused = smtp.send_message(message, email.sender, list(email.to))
+            with suppress(smtplib.SMTPException, OSError):  # taken, whatever the server answers now
+                smtp.quit()
+        finally:
+            smtp.close()
     except smtplib.SMTPRecipientsRefused as error:
         codes = [code for code, _ in error.recipients.values()]
         raise SendError(f"all recipients were refused: {codes}", retry=any(code < 500 for code in codes)) from None
