@@ -204,3 +204,19 @@ def test_a_kill_repeats_at_most_one_message_for_each_receiver(
         times = Counter(hook.ids(f"/{name}"))
         assert set(times) == {one.id for one in batch if one.receiver == name}
         assert sum(count - 1 for count in times.values()) <= 1, name
+
+
+def test_a_receiver_that_is_new_is_told_though_its_notification_comes_at_once(
+    embedded_broker: str, hook: Hook, tmp_path: Path
+) -> None:
+    """The dispatcher may read a new configuration a second before the notifier does."""
+    apply(embedded_broker, hooks(hook, "first"))
+    with notifier(embedded_broker, tmp_path / "out") as running:
+        produce(embedded_broker, [notification(0, "first")])
+        running.until(lambda: hook.ids("/first"))
+        names = [f"new-{number}" for number in range(5)]
+        for number, name in enumerate(names, 1):
+            apply(embedded_broker, hooks(hook, name))
+            produce(embedded_broker, [notification(number, name)])
+        running.until(lambda: all(hook.ids(f"/{name}") for name in names), 20)
+        assert running.stop() == 0

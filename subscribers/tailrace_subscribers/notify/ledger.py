@@ -13,6 +13,8 @@ from typing import Final, Self
 __all__ = ["WINDOW", "Ledger"]
 
 WINDOW: Final = 10_000
+MOST_BITS: Final = 2 * WINDOW
+"""3.3 kB. It is wider than `WINDOW` only while a message takes so long to be sent that it cannot be ended."""
 _MARK: Final = "tailrace-1:"
 
 
@@ -69,11 +71,12 @@ class Ledger:
 
     @property
     def metadata(self) -> str:
-        """To be committed along."""
+        """To be committed along. What is too far beyond is left out, and done again after a restart."""
         position = self.position
         bits = 0
         for offset in self._finished:
-            bits |= 1 << offset - position
+            if offset - position < MOST_BITS:
+                bits |= 1 << offset - position
         if not bits:
             return ""
         return _MARK + b64encode(bits.to_bytes((bits.bit_length() + 7) // 8, "little")).decode()

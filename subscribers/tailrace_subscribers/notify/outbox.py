@@ -18,6 +18,8 @@ __all__ = ["Fate", "Finished", "Item", "Job", "Outbox"]
 BACK_OFF_S: Final = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 """After the first failure in a row, the second, and so on; the last stays."""
 GIVE_UP_S: Final = 3600.0
+UNKNOWN_S: Final = 10.0
+"""How long a receiver that is not known is waited for: the dispatcher may have read a new configuration first."""
 DIGEST_MAX: Final = 1000
 """Notifications in one digest."""
 
@@ -123,20 +125,25 @@ class Outbox:
         queue.failures += 1
         wait_s = BACK_OFF_S[min(queue.failures, len(BACK_OFF_S)) - 1]
         queue.not_before_s = now_s + max(wait_s, after_s or 0.0)
-        finished = [Finished(item, Fate.SUPERSEDED) for key, (item, _) in flying.items() if key in queue.waiting]
+        finished = [
+            Finished(item, Fate.SUPERSEDED)
+            for key, (item, _) in flying.items()
+            if key in queue.waiting
+            and queue.waiting[key][0] != item  # not if it was read again meanwhile, see `forget`
+        ]
         queue.waiting = {**{key: one for key, one in flying.items() if key not in queue.waiting}, **queue.waiting}
         late = [key for key, (_, since_s) in queue.waiting.items() if now_s - since_s >= GIVE_UP_S]
         return finished + [Finished(queue.waiting.pop(key)[0], Fate.GIVEN_UP) for key in late]
 
-    def sweep(self) -> list[Finished]:
-        """Ends what waits for receivers that do not exist, or that tell nobody."""
+    def sweep(self, now_s: float) -> list[Finished]:
+        """Ends what waits for receivers that tell nobody, or that do not exist for `UNKNOWN_S`."""
         finished = []
         for name, queue in self._queues.items():
             receiver = self._receiver_of(name)
             if queue.waiting and (receiver is None or receiver.kind == "none"):
-                fate = Fate.UNKNOWN_RECEIVER if receiver is None else Fate.DISCARDED
-                finished += [Finished(item, fate) for item, _ in queue.waiting.values()]
-                queue.waiting.clear()
+                fate, wait_s = (Fate.UNKNOWN_RECEIVER, UNKNOWN_S) if receiver is None else (Fate.DISCARDED, 0.0)
+                ended = [key for key, (_, since_s) in queue.waiting.items() if now_s - since_s >= wait_s]
+                finished += [Finished(queue.waiting.pop(key)[0], fate) for key in ended]
         return finished
 
     def give_up(self, partition: int, offset: int) -> list[Finished]:

@@ -95,7 +95,7 @@ class Notifier:
             while not self._stopped():
                 for message in self._consumer.consume(500, BUSY_POLL_S if self._flying else self._pause_s()):
                     self._take(message)
-                self._finish(self._outbox.sweep())
+                self._finish(self._outbox.sweep(monotonic_s()))
                 self._keep_narrow()
                 self._collect()
                 if self._commit():
