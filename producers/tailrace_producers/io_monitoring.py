@@ -212,7 +212,8 @@ def _observe_memory(telemetry: Telemetry) -> list[tuple[float, Mapping[str, obje
 
 def _warn(warning: str | None) -> None:
     if warning is not None:
-        _log.warning("%s", warning)
+        with suppress(Exception):  # a host's logging may raise
+            _log.warning("%s", warning)
 
 
 def start_io_monitoring(

@@ -258,6 +258,22 @@ def test_a_log_that_hangs_holds_up_no_other_thread(clock: Clock) -> None:
         logging.getLogger("tailrace.io").removeHandler(handler)
 
 
+def test_a_log_that_raises_does_not_reach_the_host(clock: Clock) -> None:
+    def outside_of_a_request(_record: logging.LogRecord) -> bool:
+        raise LookupError("a filter that tells the URL of the request, where there is none")
+
+    log = logging.getLogger("tailrace.io")
+    log.addFilter(outside_of_a_request)
+    try:
+        start_io_monitoring(slow_s={"read": 1}, max_memory_bytes={"ids": 1})
+        with track_io_operation("read"):
+            clock.now_s += 2
+        monitor_cache("ids", lambda: 2).hit()
+        assert report()["caches"][0]["memory_bytes"] == 2
+    finally:
+        log.removeFilter(outside_of_a_request)
+
+
 def test_a_forked_child_has_a_report_of_its_own(clock: Clock) -> None:
     start_io_monitoring()
     with track_io_operation("read", "parent"):
