@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -135,6 +136,10 @@ class Sender:
 
     def _poll(self, timeout_s: float) -> None:
         if self._producer is not None:
+            if timeout_s and time.sleep.__module__.partition(".")[0] in ("gevent", "eventlet"):
+                # This is no thread, but a greenlet of the host's only one, which librdkafka's waiting would hold up.
+                time.sleep(timeout_s)
+                timeout_s = 0
             try:
                 self._producer.poll(timeout_s)
             except Exception as error:  # noqa: BLE001 - a callback that the host gave in its properties

@@ -175,3 +175,38 @@ def test_a_long_run_leaks_no_memory_threads_or_files(embedded_broker: str) -> No
     assert (done.returncode, done.stderr) == (0, "")
     before_mb, after_mb = map(float, done.stdout.split())
     assert after_mb - before_mb < 4, "240,000 samples in 160 threads"
+
+
+GREENLETS = """
+from gevent import monkey
+monkey.patch_all()
+import sys, threading, time
+from tailrace_producers import Telemetry
+
+def requests(telemetry, seconds):
+    "As many as a host's only thread gets done."
+    done, until_s = 0, time.monotonic() + seconds
+    while time.monotonic() < until_s:
+        telemetry.counter("requests").add()
+        time.sleep(0.001)
+        done += 1
+    return done
+
+with Telemetry("shop", bootstrap_servers=sys.argv[1]) as shop:
+    done = requests(shop, 1)
+    assert shop.flush(10)
+    assert shop.stats == (done, done, 0, {}), shop.stats
+alone = Telemetry("alone", bootstrap_servers="127.0.0.1:1")
+requests(alone, 1)  # the first leave, and wait for a broker
+sys.stdout.write(f"{requests(alone, 1)}")
+alone.close(0)
+"""
+
+
+def test_greenlets_are_not_held_up_while_librdkafka_waits(embedded_broker: str) -> None:
+    pytest.importorskip("gevent")
+    done = subprocess.run(
+        [sys.executable, "-c", GREENLETS, embedded_broker], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 100, "with each held up for 20 ms it would be 50"
