@@ -220,3 +220,20 @@ def test_a_receiver_that_is_new_is_told_though_its_notification_comes_at_once(
             produce(embedded_broker, [notification(number, name)])
         running.until(lambda: all(hook.ids(f"/{name}") for name in names), 20)
         assert running.stop() == 0
+
+
+def test_a_url_that_python_does_not_parse_stops_nobody(embedded_broker: str, hook: Hook, tmp_path: Path) -> None:
+    """It may be one all the same, to who sends there. Put in force while the notifier runs, and when it starts."""
+    apply(embedded_broker, hooks(hook, "good"))
+    odd = hook.url.replace("//", "//me:pass[word@") + "/odd"
+    config = yaml.safe_dump({"receivers": [{"name": "odd", "webhook": {"url": odd}}]})
+    numbers = iter(range(100))
+    for times in (1, 2):
+        with notifier(embedded_broker, tmp_path / "out") as running:
+            produce(embedded_broker, [notification(next(numbers), "good")])
+            running.until(lambda times=times: len(hook.ids("/good")) == 2 * times - 1)
+            apply(embedded_broker, config)
+            produce(embedded_broker, [notification(next(numbers), name) for name in ("odd", "good")])
+            running.until(lambda times=times: (len(hook.ids("/good")), len(hook.ids("/odd"))) == (2 * times, times))
+            assert running.stop() == 0
+            assert "pass[word" not in running.output()

@@ -342,9 +342,10 @@ def test_secrets_are_masked_in_whatever_is_logged(monkeypatch: pytest.MonkeyPatc
         {"apprise": {"url": "slack://hush7hush/${env:TOKEN}/c"}},
         {"email": {"to": ["a@b"], "from": "c@d", "host": "e", "password": "hush8"}},
         {"webhook": {"url": "${env:MISSING}"}},
+        {"webhook": {"url": "https://me:hush[9@h/path"}},  # no URL
     ):  # fmt: skip
         masker.learn(receiver(**fields))
-    said = "hush/one hush%2Fone hush2 T0AB12CD hush-three hush4 hush5 hush6hush hush7hush hush8"
+    said = "hush/one hush%2Fone hush2 T0AB12CD hush-three hush4 hush5 hush6hush hush7hush hush8 me:hush[9@h/path"
     record = logging.LogRecord("x", logging.INFO, "f", 1, "%s", (said,), None)
     assert MaskingFilter(masker).filter(record)
     assert "hush" not in record.getMessage()

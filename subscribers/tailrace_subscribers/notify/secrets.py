@@ -92,7 +92,12 @@ class Masker:
                 self._add(whole.rpartition(" ")[2])  # "Bearer TOKEN": the token alone, too
 
     def _add_url(self, url: str) -> None:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError:  # as with a [ in its password: who sends there may take it all the same
+            self._add(url)
+            self._add(url.partition("://")[2])
+            return
         for one in (url, parts.username, parts.password, parts.path, parts.query):
             self._add(one or "")
         for segment in parts.path.split("/"):
