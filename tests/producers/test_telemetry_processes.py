@@ -204,7 +204,6 @@ alone.close(0)
 
 
 def test_greenlets_are_not_held_up_while_librdkafka_waits(embedded_broker: str) -> None:
-    pytest.importorskip("gevent")
     done = subprocess.run(
         [sys.executable, "-c", GREENLETS, embedded_broker], capture_output=True, text=True, timeout=60, check=False
     )

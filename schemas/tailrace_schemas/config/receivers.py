@@ -86,6 +86,8 @@ class Templates(_Model):
                 Environment(autoescape=True).parse(getattr(self, key) or "")
             except TemplateSyntaxError as error:
                 raise wrong(f"this is no template: {error.message} (its line {error.lineno})", key) from None
+            except RecursionError:
+                raise wrong("this is no template: it is nested too deeply", key) from None
         return self
 
 

@@ -101,6 +101,7 @@ WRONG = {
         "receivers[0].email.password: a password is not sent in clear",
     "receivers: [{name: 'a b'}]": "receivers[0].name: must match",
     "receivers:\n- name: a\n  templates: {title: '{{ x'}": "a.yaml:3: receivers[0].templates.title: this is no template",
+    f"receivers: [{{name: a, templates: {{text: '{{{{{'(' * 2000}1{')' * 2000}}}}}'}}}}]": "templates.text: this is no template: it is",
 }  # fmt: skip
 
 
