@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tailrace_schemas.config.receivers import AppriseTarget, RateLimit, Receiver, Webhook
 from tailrace_subscribers.notify.ledger import WINDOW, Ledger
-from tailrace_subscribers.notify.outbox import BACK_OFF_S, GIVE_UP_S, UNKNOWN_S, Fate, Item, Job, Outbox
+from tailrace_subscribers.notify.outbox import BACK_OFF_S, GIVE_UP_S, SLOW_S, UNKNOWN_S, Fate, Item, Job, Outbox
 
 from tests.subscribers.receiving import notification
 
@@ -42,6 +42,16 @@ def test_one_in_flight_for_each_receiver_in_order() -> None:
     assert box.take(0) == []
     assert [one.fate for one in box.finish(jobs[0], 1, sent=True)] == [Fate.SENT]
     assert offsets(box.take(1)) == [[1]]
+
+
+def test_a_message_that_does_not_end_is_told_of() -> None:
+    box = outbox()
+    box.add(item(1), 0)
+    box.add(item(2, "text"), 0)
+    hook, _text = box.take(5)
+    assert box.slow(5 + SLOW_S - 0.1) == []
+    assert box.finish(hook, 5 + SLOW_S - 0.1, sent=True)
+    assert box.slow(5 + SLOW_S) == ["text"]
 
 
 def test_failures_back_off_and_only_there() -> None:

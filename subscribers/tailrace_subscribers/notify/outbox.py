@@ -20,6 +20,9 @@ BACK_OFF_S: Final = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 GIVE_UP_S: Final = 3600.0
 UNKNOWN_S: Final = 10.0
 """How long a receiver that is not known is waited for: the dispatcher may have read a new configuration first."""
+SLOW_S: Final = 60.0
+"""A message that is sent for longer is told of: each step of it has a timeout, but a server that sends a byte every few
+seconds keeps to them all."""
 DIGEST_MAX: Final = 1000
 """Notifications in one digest."""
 
@@ -69,6 +72,7 @@ class _Queue:
     """Group key -> item, and since when it waits; oldest first."""
     flying: dict[str, tuple[Item, float]] = field(default_factory=dict)
     """The message that is being sent."""
+    flying_since_s: float = 0.0
     failures: int = 0
     """In a row."""
     not_before_s: float = 0.0
@@ -110,8 +114,12 @@ class Outbox:
         keys = list(queue.waiting)[: DIGEST_MAX if several else 1]
         if limit is not None:
             queue.sent_s.append(now_s)
-        queue.flying = {key: queue.waiting.pop(key) for key in keys}
+        queue.flying, queue.flying_since_s = {key: queue.waiting.pop(key) for key in keys}, now_s
         yield Job(receiver, tuple(item for item, _ in queue.flying.values()))
+
+    def slow(self, now_s: float) -> list[str]:
+        """The receivers to which a message has been sent for `SLOW_S`: they get no other meanwhile."""
+        return [name for name, one in self._queues.items() if one.flying and now_s - one.flying_since_s >= SLOW_S]
 
     def finish(
         self, job: Job, now_s: float, *, sent: bool, retry: bool = False, after_s: float | None = None

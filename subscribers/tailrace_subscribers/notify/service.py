@@ -22,7 +22,7 @@ from tailrace_schemas.cloudevents import read_notification
 from tailrace_schemas.config.receivers import Receiver
 
 from tailrace_subscribers.notify.ledger import Ledger
-from tailrace_subscribers.notify.outbox import Fate, Finished, Item, Job, Outbox
+from tailrace_subscribers.notify.outbox import SLOW_S, Fate, Finished, Item, Job, Outbox
 from tailrace_subscribers.notify.secrets import Masker
 from tailrace_subscribers.notify.senders import SendError, send
 
@@ -98,6 +98,10 @@ class Notifier:
                 self._finish(self._outbox.sweep(monotonic_s()))
                 self._keep_narrow()
                 self._collect()
+                for name in self._outbox.slow(monotonic_s()):
+                    self._say(
+                        name, f"a message has been sent to it for {SLOW_S:.0f} s: it gets no other until that ends"
+                    )
                 if self._commit():
                     self._start()
             self._drain()
@@ -114,6 +118,8 @@ class Notifier:
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         places = []
         for place in consumer.committed(partitions, timeout=STOP_S):
+            if place.error is not None:  # not as if nothing were committed: all would be told again
+                raise KafkaException(place.error)
             low, high = consumer.get_watermark_offsets(place, timeout=STOP_S)
             known = low if place.offset < 0 or place.offset > high else place.offset
             if place.offset > high:
