@@ -150,6 +150,7 @@ def test_a_title_set_without_an_exec_is_noticed_when_its_turn_comes(kernel: Kern
             "group 'x' matches nothing: give it at least one of process, command_line, user, parent, cgroup",
         ),
         ({"name": "", "process": "x"}, "a group has no name"),
+        ({"name": "x", "command_line": "a{99999999999}"}, "group 'x': command_line .* is no regular expression"),
         ({"name": "x", "command_line": "(a"}, r"group 'x': command_line '\(a' is no regular expression: .*position 0"),
     ],
 )

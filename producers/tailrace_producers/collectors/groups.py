@@ -60,7 +60,7 @@ class Group:
             raise ValueError(f"group {self.name!r} matches nothing: give it at least one of {', '.join(criteria)}")
         try:
             re.compile(self.command_line)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(
                 f"group {self.name!r}: command_line {self.command_line!r} is no regular expression: {error}"
             ) from None

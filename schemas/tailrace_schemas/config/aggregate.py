@@ -77,10 +77,11 @@ class Aggregate(NamedTuple):
         raise ValueError(f"{text!r} is no aggregate; there are: {FORMS}")
 
     def __str__(self) -> str:
+        # With all digits: so it goes to the config topic.
         if self.how is How.QUANTILE:
-            return f"p{self.argument * 100:.10g}"
+            return f"p{(Decimal(repr(self.argument)) * 100).normalize():f}"
         if self.how in _SKETCHED:
-            return f"{self.how}({self.argument:g})"
+            return f"{self.how}({repr(self.argument).removesuffix('.0')})"
         if self.how is How.PREDICT_LINEAR:
             return f"predict_linear({duration_text(self.argument)})"
         return self.how.value

@@ -37,6 +37,7 @@ class Expression:
             raise ValueError(f"{text!r} is no expression: {getattr(error, 'msg', None) or error}") from None
         names: dict[str, None] = {}
         self._check(self._root, names)
+        self._check_constants()
         self.names = tuple(names)
         """The queries it names, in order."""
 
@@ -54,6 +55,17 @@ class Expression:
             case _:
                 part = ast.get_source_segment(self.text.strip(), node)
                 raise ValueError(f"{part!r}: an expression has + - * /, parentheses, numbers, and names of queries")
+
+    def _check_constants(self) -> None:
+        """What has no names in it has its value now: a division by zero in there would come with each evaluation."""
+        for node in ast.walk(self._root):
+            if isinstance(node, ast.expr) and not any(isinstance(one, ast.Name) for one in ast.walk(node)):
+                try:
+                    self._evaluate(node, {})
+                except ZeroDivisionError:
+                    raise ValueError("divides by zero") from None
+                except OverflowError:
+                    raise ValueError("has a number that is too large") from None
 
     @property
     def is_name(self) -> bool:

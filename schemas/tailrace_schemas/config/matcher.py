@@ -39,7 +39,7 @@ def _compiles(text: str) -> str:
     if "~" in matcher.operator:
         try:
             re.compile(matcher.value)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:  # the latter: a{9999999999}, ((((...
             raise ValueError(f"{matcher.value!r} is no regular expression: {error}") from None
     return text
 

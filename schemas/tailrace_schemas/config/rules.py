@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from math import inf, isfinite
+from math import inf
 from string import Formatter
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -40,7 +40,7 @@ AUTO: Final = "auto"
 
 
 def _number_or_auto(value: Any) -> Any:
-    if value == AUTO or (isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)):
+    if value == AUTO or (isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < inf):
         return value
     raise ValueError(f"must be a finite number, without quotes, or {AUTO}")
 
@@ -350,8 +350,10 @@ def _check_kind(aggregate: Aggregate, kind: str) -> None:
 
 def _check_description(template: str, known: set[str]) -> None:
     try:
-        fields = [(name, form) for _, name, form, conversion in Formatter().parse(template) if name is not None]
-        for name, form in fields:
+        fields = [parts[1:] for parts in Formatter().parse(template) if parts[1] is not None]
+        for name, form, conversion in fields:
+            if conversion:
+                raise ValueError(f"!{conversion} has no meaning in a description")
             if name not in known:
                 raise ValueError(f"there is no {{{name}}}; there is: {', '.join(sorted(known))}")
             format(0.5 if name == "value" else "text", form or "")

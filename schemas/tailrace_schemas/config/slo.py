@@ -31,7 +31,7 @@ def _share(value: Any) -> Any:
         if not value.endswith("%"):
             raise InvalidOperation
         return float(Decimal(value.removesuffix("%").strip()) / 100)
-    except InvalidOperation:
+    except ArithmeticError:  # of decimals: no number, or one beyond all bounds
         raise ValueError(f'{value!r} is no share; write "99.9%" or 0.999') from None
 
 

@@ -159,6 +159,10 @@ def read_documents(file: str, text: str) -> list[Document]:
         raise ConfigError([Problem(file, line, (), message)]) from None
     except RecursionError:
         raise ConfigError([Problem(file, 0, (), "this is nested too deeply")]) from None
+    except ConfigError:
+        raise
+    except (ValueError, OverflowError) as error:  # of PyYAML: an escape such as "\U00110000", a version of many digits
+        raise ConfigError([Problem(file, loader.line + 1, (), f"this is no YAML: {error}")]) from None
     return documents
 
 
@@ -212,13 +216,15 @@ class _Reader:
             if kind == "bool":
                 return text.lower() == "true"
             if kind == "int":
-                return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+                whole = int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+                float(whole)
+                return whole
             if kind == "float":
                 number = float(text.replace(".inf", "inf").replace(".nan", "nan").replace(".Inf", "inf"))
                 if math.isfinite(number):
                     return number
                 raise ValueError("it is not finite")
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise self._error(node.start_mark.line + 1, key, f"{text!r} cannot be used as a number: {error}") from None
         raise self._error(node.start_mark.line + 1, key, f"the tag {node.tag} is not supported")
 

@@ -114,6 +114,10 @@ SHAPES = {
     "a: &b {c: 1}\nd: {<<: *b}": "rules.yaml:2: d: merge keys (<<) are not supported; repeat what is meant",
     "a: \x01": "rules.yaml:1: this is no YAML: the character U+0001 is not allowed",
     "a: " + "[" * 1000: "rules.yaml: this is nested too deeply",
+    'a: 1\nb: "\\U00110000"': "rules.yaml:2: this is no YAML: chr() arg",
+    'a: "\\UFFFFFFFF"': "rules.yaml:1: this is no YAML: ",
+    "%YAML " + "9" * 5000 + ".1\n---\na: 1": "rules.yaml:1: this is no YAML: ",
+    "slos: [{name: a, service: b, indicator: {health: x}, objective: 1e999999999999999999%}]": "rules.yaml:1: slos[0].objective: '1e999999999999999999%' is no share",
 }
 
 
@@ -231,6 +235,11 @@ def test_a_record_holds_what_was_written_and_becomes_the_same_again() -> None:
         ("rulegroup/a", "{}", "rulegroup/a: there is no kind 'rulegroup'; there is: "),
         ("rule_group/a", "{", "rule_group/a: : Invalid JSON"),
         ("rule_group/a", {"name": "a"}, "rule_group/a: rules: Field required"),
+        (
+            "rule_group/a",
+            '{"rules": [{"threshold": ' + "9" * 400 + "}]}",
+            "threshold.float: Input should be a valid number",
+        ),
         ("rule_group/a", record_of(load([("f", RULE)]).items[0]).value, "rule_group/a: the value is named 'host'"),
     ],
 )

@@ -69,6 +69,13 @@ REFUSED = {
     f"{SIMPLE}, op: gt, threshold: 1, description: '{{host}}'": ".description: there is no {host}; there is: value",
     SIMPLE + ", op: gt, threshold: 1, description: '{value:%'": ".description: ",
     SIMPLE + ", op: gt, threshold: 1, description: '{value:zz}'": ".description: ",
+    SIMPLE + ", op: gt, threshold: 1, description: '{value!r}'": ".description: !r has no meaning",
+    SIMPLE + ", op: gt, threshold: 1, and: [{value: value + 1/(2-2), op: gt, threshold: 1}]": ".and[0].value: divides by zero",
+    SIMPLE + ", op: gt, threshold: 1, and: [{value: value + " + "9" * 400 + ", op: gt, threshold: 1}]": ".and[0].value: has a number that is too",
+    SIMPLE + ", op: gt, threshold: 1, where: {a: '=~a{99999999999}'}": ".where.a: 'a{99999999999}' is no regular expression",
+    SIMPLE + ", op: gt, threshold: 1, where: {a: '=~" + "(" * 5000 + "'}": " is no regular expression",
+    SIMPLE + ", op: gt, threshold: " + "9" * 400: ".threshold: '999",
+    SIMPLE + ", op: gt, threshold: 0x" + "9" * 5000: ".threshold: '0x999",
 }  # fmt: skip
 
 
@@ -172,6 +179,9 @@ def test_reachable_and_certain_are_what_values_of_the_range_say(
         ("p0", Aggregate(How.QUANTILE, 0)),
         ("fraction_above(0.3)", Aggregate(How.FRACTION_ABOVE, 0.3)),
         ("fraction_below(-1e3)", Aggregate(How.FRACTION_BELOW, -1000)),
+        ("fraction_above(1234567.25)", Aggregate(How.FRACTION_ABOVE, 1234567.25)),
+        ("fraction_above(1e22)", Aggregate(How.FRACTION_ABOVE, 1e22)),
+        ("p99.9999999999999", Aggregate(How.QUANTILE, 0.999999999999999)),
         ("predict_linear(4d)", Aggregate(How.PREDICT_LINEAR, 345600)),
     ],
 )
