@@ -13,8 +13,9 @@ clickhouse-connect, JDBC, Grafana.
 - **Read-only** (`readonly=1|2`, and any GET, as in ClickHouse) is enforced by the engine, and here for what writes
   outside its tables.
 - **Who may connect**: there are no users and no passwords, as in a fresh ClickHouse. Only loopback can reach it, and
-  other names in `Host` (DNS rebinding) or `Origin` (a web page) are refused. But every local user can, with the file
-  access of the user who runs it (`file()`): do not run it on a machine you share with people you distrust.
+  other names in `Host` (DNS rebinding) or `Origin` (a web page; or `Sec-Fetch-Site`) are refused. But every local user
+  can, with the file access of the user who runs it (`file()`): do not run it on a machine you share with people you
+  distrust.
 
 Not supported, and refused: several statements at once, temporary tables, external data, `input()`, `INTO OUTFILE`,
 `FROM INFILE`, `compress=1` and `decompress=1` (compression of HTTP works: lz4, zstd, gzip, br).
@@ -178,16 +179,23 @@ class _Handler(BaseHTTPRequestHandler):
             if name not in LOOPBACK_NAMES:
                 message = f"{header} {value!r} is not allowed: the embedded ClickHouse serves http://{HOST} only"
                 raise ClickHouseError(195, "IP_ADDRESS_NOT_ALLOWED", message)
+        # What a page GETs as a link or an image has no Origin, but could read files here and send them on by `url()`.
+        if "Origin" not in self.headers and self.headers.get("Sec-Fetch-Site") == "cross-site":
+            message = f"A web page of another site may not use it: the embedded ClickHouse serves http://{HOST} only"
+            raise ClickHouseError(195, "IP_ADDRESS_NOT_ALLOWED", message)
 
     def _body(self) -> Body:
         chunked = self.headers.get("Transfer-Encoding", "").strip().lower() == "chunked"
         length = self.headers.get("Content-Length", "0").strip()
-        if not length.isdecimal():
-            raise ClickHouseError(36, "BAD_ARGUMENTS", f"Content-Length {length!r} is not a number")
+        if not length.isdecimal() or len(length) > 18:
+            raise ClickHouseError(36, "BAD_ARGUMENTS", f"Content-Length {length[:30]!r} is not a number of bytes")
         return Body(self.rfile, chunked=chunked, length=0 if chunked else int(length))
 
     def _route(self, body: Body) -> None:
-        url = urlsplit(self.path)
+        try:
+            url = urlsplit(self.path)
+        except ValueError as error:
+            raise ClickHouseError(36, "BAD_ARGUMENTS", f"The request's address cannot be read: {error}") from None
         params = dict(parse_qsl(url.query, keep_blank_values=True))
         if url.path == "/ping" or (url.path == "/" and self.command != "POST" and "query" not in params):
             self.reply(200, b"Ok.\n", {"Content-Type": "text/html; charset=UTF-8"})

@@ -533,9 +533,16 @@ def test_a_client_that_dies_halfway_inserts_nothing(port: int, table: str) -> No
     assert send(port, f"SELECT count() FROM {table}").text == "1\n"
 
 
-def test_a_wrong_content_length_is_refused(port: int) -> None:
-    answer = send(port, headers={"Content-Length": "-1"})
+@pytest.mark.parametrize("length", ["-1", "9" * 5000])
+def test_a_wrong_content_length_is_refused(port: int, length: str) -> None:
+    answer = send(port, headers={"Content-Length": length})
     assert (answer.status, answer.code) == (400, 36)
+
+
+def test_an_address_that_is_none_is_refused(port: int) -> None:
+    with closing(socket.create_connection(("127.0.0.1", port))) as connection:
+        connection.sendall(b"GET http://[::1/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 400")
 
 
 def test_no_room_for_an_insert_is_clickhouse_s_error(
@@ -662,15 +669,24 @@ def test_external_data_is_refused(client: Any) -> None:
         {"Host": "[::1"},
         {"Origin": "https://evil.example"},
         {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
     ],
 )
 def test_names_other_than_loopback_are_refused(port: int, headers: dict[str, str]) -> None:
-    answer = send(port, "SELECT 1", headers=headers)
-    assert (answer.status, answer.code) == (403, 195)
+    for method in ("GET", "POST"):
+        answer = send(port, method=method, headers=headers, query="SELECT 1")
+        assert (answer.status, answer.code) == (403, 195)
 
 
 @pytest.mark.parametrize(
-    "headers", [{"Host": "localhost:1"}, {"Host": "[::1]:99"}, {"Origin": "http://localhost:3000"}]
+    "headers",
+    [
+        {"Host": "localhost:1"},
+        {"Host": "[::1]:99"},
+        {"Origin": "http://localhost:3000"},
+        {"Origin": "http://localhost:3000", "Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "none"},
+    ],
 )
 def test_names_of_loopback_are_allowed(port: int, headers: dict[str, str]) -> None:
     assert send(port, "SELECT 1", headers=headers).status == 200
