@@ -31,6 +31,8 @@ SCREEN_S = 2.0
 LINE_S = 10.0
 RATE_S = 10.0
 """What the rate is taken over, at least: the agent sends every few seconds."""
+FIGURES_S = 10
+"""No signal is heard while ClickHouse is asked: it must not take as long as other queries may."""
 CATCH_UP_S = 10.0
 CATCH_UP_POLL_S = 0.2
 DEATH_S = 1.0
@@ -124,7 +126,7 @@ def _figures(stack: Stack) -> Iterator[Callable[[], Overview | None]]:
     """A function that reads the figures; None while ClickHouse is busy or away."""
     lag = LagReader(stack.settings.kafka)
     try:
-        with connect(stack.settings.clickhouse) as client:
+        with connect(stack.settings.clickhouse, read_timeout_s=FIGURES_S) as client:
 
             def read() -> Overview | None:
                 try:

@@ -78,7 +78,7 @@ def run_command(arguments: Sequence[str], name: str | None = None) -> CommandRun
     return CommandRun(
         name=name or PurePath(arguments[0]).name,
         exit_code=code if code >= 0 else 128 - code,
-        signal_name=signal.Signals(-code).name if code < 0 else None,
+        signal_name=_signal_name(-code) if code < 0 else None,
         end_us=now_us(),
         duration_s=duration_s,
         user_s=usage.ru_utime,
@@ -100,6 +100,13 @@ def _wait(pid: int) -> tuple[int, Any]:
         elif told.si_code != SI_KERNEL:
             with suppress(ProcessLookupError):
                 os.kill(pid, told.si_signo)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # one of the real-time signals, most of which have no names
+        return f"SIG{number}"
 
 
 def record_command(telemetry: "Telemetry", run: CommandRun) -> None:

@@ -67,11 +67,13 @@ def test_what_a_command_used_arrives(embedded_broker: str, tmp_path: Path) -> No
         ["--name", "heavy", "--service", "batch", "--", sys.executable, "-c", used, *secret],
         ["--service", "batch", "--", "sh", "-c", "exit 3"],
         ["--service", "batch", "--", "sh", "-c", "kill -TERM $$"],
+        ["--service", "batch", "--", "sh", "-c", "kill -40 $$"],
     ]
     started = [
         subprocess.Popen([*EXEC, *command], env=environment, stderr=subprocess.PIPE, text=True) for command in commands
     ]
-    assert [one.communicate(timeout=60)[1] for one in started] == ["", "", ""]
+    assert [one.communicate(timeout=60)[1] for one in started] == [""] * 4
+    assert [one.returncode for one in started] == [0, 3, 128 + 15, 128 + 40]
     reads = read_topic(embedded_broker)
     assert {read.batch.service for read in reads} == {"batch"}
     found = {}
@@ -85,6 +87,7 @@ def test_what_a_command_used_arrives(embedded_broker: str, tmp_path: Path) -> No
         ("io.operation.duration", "command", "heavy"),
         ("io.operation.duration", "3", "command", "sh"),
         ("io.operation.duration", "SIGTERM", "command", "sh"),
+        ("io.operation.duration", "SIG40", "command", "sh"),
     }
     assert all(0 < value < 30 for value in durations.values())
     assert found["command.memory.peak", "heavy"] > 150_000_000

@@ -15,7 +15,7 @@ from tailrace_schemas.config import load
 from tailrace_schemas.config.health import HealthCheck
 
 from tests.infra.command import COMMAND, tailrace
-from tests.infra.waiting import eventually
+from tests.infra.waiting import eventually, gone
 from tests.producers.reading import read_topic, samples_of
 from tests.producers.servers import talking
 
@@ -79,6 +79,23 @@ def test_results_are_pushed_until_it_is_stopped(tmp_path: Path, embedded_broker:
     assert process.returncode == 0, stderr
     assert re.search("cache of redis is unhealthy: connection_refused", stderr)
     assert {read.batch.service for read in read_topic(embedded_broker)} == {"probes"}
+
+
+def test_a_command_under_way_ends_with_the_runner(tmp_path: Path) -> None:
+    path, pid = tmp_path / "health.yaml", tmp_path / "pid"
+    hangs = f"echo $$ > {pid}.new; mv {pid}.new {pid}; exec sleep 600"
+    check = f"{{name: a, service: b, interval: 60s, timeout: 60s, command: {{arguments: [sh, -c, '{hangs}']}}}}"
+    path.write_text(f"health_checks: [{check}]")
+    process = subprocess.Popen(
+        [*COMMAND, "health", "run", str(path)],
+        env={"PATH": "/usr/bin:/bin", "TAILRACE_KAFKA__BOOTSTRAP_SERVERS": f"127.0.0.1:{free_port()}"}, cwd=tmp_path,
+    )  # fmt: skip
+    try:
+        eventually(pid.exists)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    eventually(lambda: gone(int(pid.read_text())))
 
 
 def test_each_kind_of_the_configuration_becomes_a_check_that_knows_its_address() -> None:

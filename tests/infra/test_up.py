@@ -128,6 +128,17 @@ def test_a_part_that_dies_ends_it_with_its_name_and_log(tmp_path: Path, part: st
         assert "Traceback" not in running.output()
 
 
+def test_a_clickhouse_that_hangs_does_not_keep_it_from_hearing_signals(tmp_path: Path) -> None:
+    with up(tmp_path / "data") as running:
+        clickhouse = running.all_parts()["clickhouse"]
+        eventually(lambda: "try:" in running.output(), 60)
+        clickhouse.suspend()
+        eventually(lambda: "no figures: ClickHouse does not answer" in running.output(), 60)
+        clickhouse.resume()
+        running.signal(signal.SIGTERM)
+        assert running.wait() == 0, running.output()
+
+
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

@@ -6,12 +6,14 @@ ends by its timeout, but for the lookup of a name, and an HTTP server that drips
 the timeout.
 """
 
+import atexit
 import os
 import selectors
 import signal
 import socket
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from enum import StrEnum
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from ssl import SSLCertVerificationError, SSLError
@@ -274,11 +276,23 @@ class _Connection:
         self._socket.settimeout(left_s)
 
 
+_running: Final[set["subprocess.Popen[bytes]"]] = set()
+
+
+@atexit.register
+def _kill_running() -> None:
+    """Commands have sessions of their own: nobody else would end those under way when this process ends."""
+    for process in list(_running):
+        if process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
 def command(arguments: Sequence[str]) -> Probe:
     """A command's exit code as monitoring plugins have it: 0 healthy, 1 degraded, any other unhealthy.
 
-    The first line that it prints is the detail. It runs without a shell; at the timeout it is killed, with all that
-    it started.
+    The first line that it prints is the detail. It runs without a shell; at the timeout, and when this
+    process ends, it is killed, with all that it started.
 
     Source: monitoring-plugins.org, development guidelines, "Plugin Return Codes".
 
@@ -293,11 +307,14 @@ def command(arguments: Sequence[str]) -> Probe:
         with subprocess.Popen(
             fixed, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
         ) as process:
+            _running.add(process)
             try:
                 output = _read_all(process, monotonic_s() + timeout_s)
             except (TimeoutError, subprocess.TimeoutExpired):
                 os.killpg(process.pid, signal.SIGKILL)
                 raise TimeoutError from None
+            finally:
+                _running.discard(process)
         if process.returncode:
             said = output.decode(errors="replace").strip().splitlines()
             status = Status.DEGRADED if process.returncode == 1 else Status.UNHEALTHY
