@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
@@ -581,3 +582,21 @@ def test_what_another_users_processes_do_not_tell_is_left_out_and_said_once(spaw
         assert found["process.group.process.count"] == 1
         assert found["process.group.memory.rss"] > 1_000_000
         assert not {"process.group.memory.uss", "process.group.memory.pss", "process.group.disk.io"} & found.keys()
+
+
+def test_processes_of_which_nothing_is_shown_hinder_no_other() -> None:
+    """As /proc with hidepid=1 has them."""
+    with TemporaryDirectory() as directory:
+        kernel = Kernel(Path(directory))
+        kernel.spawn(1, 10, "/bin/mine")
+        kernel.spawn(1, 11, "/bin/others")
+        kernel.write()
+        (kernel.proc / "11").chmod(0)
+        Path(directory).chmod(0o755)
+        before = os.geteuid()
+        os.seteuid(before or 65534)  # root may read all
+        try:
+            found = of_groups(Processes(kernel.proc, [Group("all", process="*")]), 1.0)
+        finally:
+            os.seteuid(before)
+    assert found["all", "process.count"] == 2

@@ -165,6 +165,8 @@ class ProcessTable:
                 stat = parse_process_stat(read_bytes(f"{self._proc}/{pid}/stat"))
             except (FileNotFoundError, ProcessLookupError):  # it has ended since the listing
                 continue
+            except PermissionError:  # /proc with hidepid=1 lists others' processes, and shows nothing of them
+                continue
             process = known.get(pid)
             if process is not None and process.stat.started == stat.started:
                 process.advance(stat, pid in turn)

@@ -82,10 +82,10 @@ def _dialect(document: Document) -> str | None:
     if "apiVersion" not in document.value:
         return None
     version = document.value["apiVersion"]
-    if version not in DIALECTS:
+    if not isinstance(version, str) or version not in DIALECTS:
         known = ", ".join(DIALECTS) or "none"
         raise ConfigError([document.problem(("apiVersion",), f"{version!r} is not known; there is: {known}")])
-    return str(version)
+    return version
 
 
 def _allowed() -> str:

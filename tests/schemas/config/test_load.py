@@ -100,6 +100,7 @@ SHAPES = {
     "groups:\n- name: a\n  rules: x": "rules.yaml:3: groups[0].rules: must be a list",
     "groups:\n- name: a b\n  rules: x": "rules.yaml:2: groups[0].name: must match ^[A-Za-z0-9_][A-Za-z0-9_.:-]{0,99}$",
     "apiVersion: v7\nkind: SLO": "rules.yaml:1: apiVersion: 'v7' is not known; there is: ",
+    "apiVersion: []": "rules.yaml:1: apiVersion: [] is not known; there is: ",
     "a: 1\na: 2": "rules.yaml:2: a: is given twice, first in line 1",
     "a: {b: 1,\n b: 2}": "rules.yaml:2: a.b: is given twice, first in line 1",
     "a: [1": "rules.yaml:1: this is no YAML: expected ',' or ']', but got '<stream end>', while parsing a flow sequence",
