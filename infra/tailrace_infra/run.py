@@ -193,9 +193,8 @@ def _run_cluster(flow: str, settings: Settings, processes: int, duration_s: floa
                 environment = {_OFFSET_VARIABLE: str(host_clock.offset_us())}
                 children.clear()
                 try:
-                    recovery.prepare_recovery(
-                        directory
-                    )  # here, since they do not know when all of those before are gone
+                    # Here, since they do not know when all of those before are gone.
+                    recovery.prepare_recovery(directory)
                 except Exception as error:
                     raise FlowError(explain(error, settings, directory)) from error
                 addresses = ",".join(f"127.0.0.1:{port}" for port in free_ports(processes))

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil

@@ -156,9 +156,9 @@ def _check_rows_after(b: Bench, whole: Workload, gone: Workload) -> int:
 
 
 def _check_out(target: Path) -> str:
-    """The tree of that commit; why it cannot be had."""
+    """The sources of that commit; why they cannot be had."""
     target.mkdir()
-    archive = subprocess.run(["git", "-C", str(ROOT), "archive", BEFORE], capture_output=True, check=False)
+    archive = subprocess.run(["git", "-C", str(ROOT), "archive", BEFORE, *SOURCES], capture_output=True, check=False)
     if archive.returncode:
         return f"no git history with {BEFORE} here"
     subprocess.run(["tar", "x", "-C", str(target)], input=archive.stdout, check=True)
