@@ -7,11 +7,11 @@ from zlib import crc32
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tailrace_flows.core.alerting.evaluator import EVALUATORS, Evaluator, Findings
+from tailrace_flows.core.alerting.evaluator import EVALUATORS, STATE_VERSION, Evaluator, Findings
 from tailrace_flows.core.alerting.told import told_of
 from tailrace_flows.core.alerting.units import plan
 from tailrace_flows.core.chunk import UNKNOWN_US
-from tailrace_flows.core.sealed import seal
+from tailrace_flows.core.sealed import seal, unseal
 from tailrace_schemas.alerts import AlertEvent, Command, CommandKind, Transition, time_of
 from tailrace_schemas.config import ConfigModel, load, record_of
 from tailrace_schemas.rows import EVERY_SERVICE, WindowRows
@@ -567,6 +567,23 @@ def test_a_key_judges_what_is_its_own_alone() -> None:
     others = [Evaluator(number, PLAN, config_of(RULES), WALL_US) for number in range(EVALUATORS) if number != NUMBER]
     assert all(not other.units for other in others)
     assert list(Evaluator(NUMBER, PLAN, config_of(RULES), WALL_US).units) == ["rule_group/host"]
+
+
+def test_a_rule_of_a_state_that_is_refused_now_is_gone() -> None:
+    world = World(config_of(RULES))
+    world.rows(history([0.5, 0.95, 0.95, 0.95]))
+    assert [transition for transition, _ in world.told()][-1] == "active"
+    world.commit()
+    assert world._state is not None
+    *before, texts, units = unseal(STATE_VERSION, world._state)
+    (key,) = texts
+    assert '"op":"gt"' in texts[key]
+    refused = {key: texts[key].replace('"op":"gt"', '"op":"gt","description":"{value!r}"')}
+    world._state = seal(STATE_VERSION, (*before, refused, units))
+    world.crash({})
+    world.found(world.evaluator.on_time(world.now_us + 10 * S))
+    assert not world.evaluator.units
+    assert [transition for transition, _ in world.told()][-1] == "resolved"
 
 
 def test_a_state_of_another_format_is_refused() -> None:

@@ -5,6 +5,7 @@ judged are *units*: a rule group, an objective, the health of all services. Each
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Protocol, Self, runtime_checkable
@@ -216,7 +217,11 @@ class Evaluator:
         state_us = self._clock.latest_us
         self._clock.resume(now_us)
         self._counters = Counters(self._counters.scope, totals)
-        self._configure({key: model_of(key, text) for key, text in config.items()}, units)
+        kept: dict[str, ConfigModel] = {}
+        for key, text in config.items():
+            with suppress(ValueError):  # what a newer Tailrace refuses is gone, as it is for who reads the topic
+                kept[key] = model_of(key, text)
+        self._configure(kept, units)
         self._store = WindowStore(self._store.keep, rows)
         for slot in self._slots.values():
             self._first += slot.unit.republish()
