@@ -1,6 +1,7 @@
 """`tailrace alerts`: see alerts, and say what is done about them."""
 
 import getpass
+import os
 import re
 import sys
 import uuid
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Final, Self
 
 import typer
 from confluent_kafka import Consumer, KafkaException, TopicPartition
+from pydantic import ValidationError
 from tailrace_flows.settings import KafkaSettings, Settings
 from tailrace_schemas.alerts import AlertEvent, Command, CommandKind, time_of
 from tailrace_schemas.clock import monotonic_s, now_us
@@ -23,7 +25,7 @@ from tailrace_infra.errors import EXPECTED, kafka_reason, reason
 from tailrace_infra.output import Format, write_rows
 from tailrace_infra.visible import json_visible
 
-__all__ = ["ask", "register"]
+__all__ = ["ask", "new_command", "register"]
 
 ANSWER_S: Final = 15.0
 """A flow answers a command within a second or two; after this time it is not running."""
@@ -232,6 +234,26 @@ def _whole_id(settings: Settings, start: str) -> str:
     return str(rows[0][0])
 
 
+def new_command(kind: CommandKind, about: str, message: str, author: str | None, **more: Any) -> Command:
+    """A command of this moment; ends ours where a text is too long, or a duration is none."""
+    from tailrace_infra.cli import fail
+
+    try:
+        return Command(
+            id=uuid.uuid4().hex, kind=kind, alert_id=about, time=time_of(now_us()), author=author or _user(),
+            message=message, **more,
+        )  # fmt: skip
+    except ValidationError as error:
+        fail("; ".join(f"{one['loc'][0]}: {one['msg']}" for one in error.errors()))
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, ImportError, OSError):  # in a container a user often has a number and no name
+        return f"uid {os.getuid()}"
+
+
 def _command(
     data_dir: Path | None, alert: str, kind: CommandKind, message: str, author: str | None, **more: Any
 ) -> None:
@@ -239,16 +261,9 @@ def _command(
     from tailrace_infra.cli import complain, fail
 
     settings = _settings(data_dir)
-    command = Command(
-        id=uuid.uuid4().hex,
-        kind=kind,
-        # One that is whole is not asked for: ClickHouse may be away, and the flow judges it itself.
-        alert_id=alert if _WHOLE_ID.fullmatch(alert) else _whole_id(settings, alert),
-        time=time_of(now_us()),
-        author=author or getpass.getuser(),
-        message=message,
-        **more,
-    )
+    # One that is whole is not asked for: ClickHouse may be away, and the flow judges it itself.
+    alert_id = alert if _WHOLE_ID.fullmatch(alert) else _whole_id(settings, alert)
+    command = new_command(kind, alert_id, message, author, **more)
     kafka, cause = settings.kafka, f"command:{command.id}"
     try:
         with _EventTail(kafka) as tail:

@@ -1,19 +1,16 @@
 """`tailrace anomalies`: series that stood out from their own past, what was learned of them, and feedback on flags."""
 
-import getpass
-import uuid
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import typer
 from confluent_kafka import KafkaException
-from tailrace_schemas.alerts import Command, CommandKind, time_of
-from tailrace_schemas.clock import now_us
+from tailrace_schemas.alerts import CommandKind
 from tailrace_schemas.cloudevents import command_message
 from tailrace_schemas.config import parse_duration
 from tailrace_sinks.kafka import KafkaWriter
 
-from tailrace_infra.alerts_command import ask
+from tailrace_infra.alerts_command import ask, new_command
 from tailrace_infra.compare_command import compare_event
 from tailrace_infra.errors import kafka_reason
 from tailrace_infra.output import Format, write_rows
@@ -162,10 +159,7 @@ def _send(data_dir: Path | None, kind: CommandKind, about: str, message: str, au
     """Puts a command on its topic; ends the command where the broker does not take it."""
     from tailrace_infra.cli import fail, resolved_settings
 
-    command = Command(
-        id=uuid.uuid4().hex, kind=kind, alert_id=about, time=time_of(now_us()),
-        author=author or getpass.getuser(), message=message,
-    )  # fmt: skip
+    command = new_command(kind, about, message, author)
     kafka = resolved_settings(data_dir).kafka
     sent = command_message(command)
     try:

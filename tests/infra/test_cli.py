@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 import typer
+from tailrace_infra.alerts_command import new_command
 from tailrace_infra.cli import PARTS, commands_of, complete_app
 from tailrace_infra.stack import running_endpoints
+from tailrace_schemas.alerts import CommandKind
 from typer.testing import CliRunner, Result
 
 from tests.infra.command import COMMAND, Up, tailrace, up
@@ -171,6 +173,27 @@ def test_servers_that_are_away_are_named_in_one_line(command: list[str]) -> None
     assert "127.0.0.1:1" in done.stderr
     assert "Connection refused" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["silence", "0123456789abcdef", "--for", "9999d"], "duration_s: Input should be less than"),
+        (["ack", "0123456789abcdef", "-m", "x" * 20_000], "message: String should have at most"),
+    ],
+)
+def test_a_command_about_an_alert_that_cannot_be(arguments: list[str], text: str) -> None:
+    done = tailrace("alerts", *arguments, environment={"TAILRACE_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1"})
+    assert (done.returncode, done.stdout) == (1, "")
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_user_without_a_name_can_say_what_is_done_about_an_alert(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 123456789)
+    assert new_command(CommandKind.ACKNOWLEDGE, "0123456789abcdef", "", None).author == "uid 123456789"
 
 
 @pytest.mark.parametrize("command", [["check"], ["status"], ["agent"], ["migrate"], ["replay", __file__]])
