@@ -296,6 +296,8 @@ def load_settings() -> Settings:
         raise ValueError("\n".join([f"the settings ({_path()}, TAILRACE_*) are wrong:", *wrong])) from None
     except (OSError, ValueError) as error:
         raise ValueError(f"the settings are wrong: {error}") from None
+    except RecursionError:  # of the parsers of TOML and JSON
+        raise ValueError(f"the settings ({_path()}, TAILRACE_*) are wrong: they are nested too deeply") from None
 
 
 def _path() -> Path:

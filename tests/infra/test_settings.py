@@ -92,6 +92,12 @@ def test_a_file_that_is_no_text_is_named() -> None:
         load_settings()
 
 
+def test_what_is_nested_too_deeply_is_a_fault_as_others_are() -> None:
+    Path("tailrace.toml").write_text("[agent]\ninterval_s = " + "[" * 5000)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        load_settings()
+
+
 def test_other_variables_are_none_of_its_business(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TAILRACE_TEST_DATA", "x")
     monkeypatch.setenv("TAILRACE_OTHER__THING", "x")
