@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tailrace_flows.core.alerting.burn import Stored
 from tailrace_flows.core.alerting.health import CheckResult, Health
 from tailrace_flows.core.alerting.inputs import REVISED_US, HealthInput, SloInput
 from tailrace_flows.core.alerting.slo import Slo
@@ -289,3 +290,29 @@ def test_results_and_beats() -> None:
     add("db", counter("job.runs", 1, T0_S + 40, job="nightly"))
     health.evaluate((T0_S + 60) * S)
     assert {one.check: one.status for one in health.statuses()}["job"] == "healthy"
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.parametrize("amount", [1e20, 1e308])
+def test_a_window_with_an_impossible_number_of_events_is_left_out_and_counted(amount: float) -> None:
+    """Two series of 1e308 have no finite sum; 1e20 events have no place in the status' version."""
+    run = Counting(spec({"bad": {"metric": "bad"}, "total": {"metric": "all"}}))
+    end_s = T0_S + 10
+    run.add([counter("all", 10, end_s), counter("bad", 1, end_s)])
+    run.add([counter("all", amount, end_s + 10, host="a"), counter("all", amount, end_s + 10, host="b")])
+    assert run.evaluate(end_s + 10) == (1, 10)
+    assert run.input.impossible == 1
+
+
+def test_stored_events_that_are_impossible_are_left_out() -> None:
+    slo = Slo(spec({"bad": {"metric": "bad"}, "total": {"metric": "all"}}))
+    hours = [Stored((T0_S // 3600 - back) * 3600 * S, 3600, total, total) for back, total in ((9, 1e20), (8, 7.0))]
+    slo.prime(T0_S * S, [*hours, Stored((T0_S - 20) * S, 10, float("inf"), float("inf"))])
+    assert slo.evaluate((T0_S + 10) * S)[1].total == 7
+
+
+def test_a_status_of_more_events_than_versions_has_the_highest() -> None:
+    slo = Slo(spec({"bad": {"metric": "bad"}, "total": {"metric": "all"}}))
+    for number in range(1, 4000):
+        slo.put((T0_S + 10 * number) * S, 0, 2**53)
+    assert slo.evaluate((T0_S + 40_000) * S)[1].version == 2**64 - 1

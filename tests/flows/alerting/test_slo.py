@@ -114,7 +114,7 @@ def exhaustion(case: dict[str, Any]) -> None:
     for row in case["rows"]:
         # An hour at this rate, in a period so rich in events that it spends next to nothing of the budget.
         slo = Slo(spec(objective=case["slo"]))
-        rich = [Stored(T0 - 10 * 3600 * S, 10, 1e18, 1e18)]
+        rich = [Stored(T0 - 10 * 3600 * S, 10, 1e15, 1e15)]
         slo.prime(T0, rich)
         run = Run(slo).go(3600, row["error_ratio"])
         assert run.status is not None

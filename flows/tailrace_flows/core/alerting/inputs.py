@@ -16,7 +16,7 @@ from tailrace_schemas.samples import KINDS
 
 from tailrace_flows.core.alerting.health import HEALTHY, UNHEALTHY, CheckResult, Health
 from tailrace_flows.core.alerting.select import Selector
-from tailrace_flows.core.alerting.slo import Slo
+from tailrace_flows.core.alerting.slo import MAX_EVENTS, Slo
 from tailrace_flows.core.alerting.store import STEP_US, Keep, WindowStore
 
 __all__ = ["REVISED_US", "HealthInput", "SloInput"]
@@ -76,6 +76,8 @@ class SloInput:
         indicator = spec.indicator
         self.late = 0
         """Windows that changed after REVISED_US."""
+        self.impossible = 0
+        """Windows with more events than MAX_EVENTS."""
         self._counts: tuple[_Events, _Events] | None = None
         self._slow: tuple[Selector, Aggregate] | None = None
         self._counts_bad = indicator.counts_bad
@@ -102,8 +104,12 @@ class SloInput:
                 self.late += 1
                 continue
             events = self._events(store, end_us)
-            if events is not None:
+            if events is None:
+                continue
+            if 0 <= events[1] <= MAX_EVENTS:
                 slo.put(end_us, *events)
+            else:  # a counter may have any finite value, as what went below 0 in unsigned arithmetic
+                self.impossible += 1
 
     def _events(self, store: WindowStore, end_us: int) -> tuple[float, float] | None:
         """Bad and all events; None: there are no rows."""

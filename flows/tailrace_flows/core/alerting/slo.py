@@ -26,7 +26,7 @@ from tailrace_flows.core.alerting.maintenance import Calendar
 from tailrace_flows.core.alerting.told import Told
 from tailrace_flows.core.sealed import foreign
 
-__all__ = ["WINDOWS_S", "Slo", "SloStatus"]
+__all__ = ["MAX_EVENTS", "WINDOWS_S", "Slo", "SloStatus"]
 
 WINDOWS_S: Final = (300, 1800, 3600, 7200, 21600, 86400, 259200, 2592000)
 """5 m, 30 m, 1 h, 2 h, 6 h, 1 d, 3 d, 30 d: burn rates of those up to the period are in every status."""
@@ -34,6 +34,9 @@ STALE_US: Final = 300_000_000
 """After so long without events nothing is judged: the shortest window, and Prometheus' lookback (promql/engine.go)."""
 BUDGET_CLEAR: Final = 0.01
 """A low budget must be above its limit by this share to be so no more, or it would come and go with each request."""
+MAX_EVENTS: Final = 2**53
+"""Of a window: beyond it a float counts no single event, and sums of a period may have no end."""
+MAX_VERSION: Final = 2**64 - 1
 STATE_VERSION: Final = 1
 
 _METRIC_BURN: Final = "slo.burn_rate"
@@ -130,7 +133,8 @@ class Slo:
     def prime(self, until_us: int, rows: Iterable[Stored]) -> None:
         """Fills an `empty` objective with stored rows until `until_us`, so that a budget survives a lost state.
 
-        A stored row of a minute or an hour that overlaps maintenance is left out as a whole.
+        A stored row of a minute or an hour that overlaps maintenance is left out as a whole, as is one with more than
+        MAX_EVENTS for each window in it.
 
         Raises:
             ValueError: as `BudgetRings.prime`.
@@ -138,7 +142,12 @@ class Slo:
         calendar = self._calendar
         self._rings.prime(
             until_us,
-            (row for row in rows if not calendar.overlaps(row.start_us, row.start_us + row.seconds * 1_000_000)),
+            (
+                row
+                for row in rows
+                if row.total <= MAX_EVENTS * row.seconds / STEP_S
+                and not calendar.overlaps(row.start_us, row.start_us + row.seconds * 1_000_000)
+            ),
         )
 
     def pending(self, t_us: int) -> SloStatus:
@@ -214,7 +223,8 @@ class Slo:
         burns = {duration_text(one): self.burn_rate(one) for one in WINDOWS_S if one <= spec.period_s}
         return SloStatus(
             spec.name, spec.service, t_us, spec.objective, spec.period_s, period.bad, period.total, period.error_ratio,
-            remaining, burns, self._exhausted_at_us(t_us, remaining, burns["1h"]), frozen, round(period.total),
+            remaining, burns, self._exhausted_at_us(t_us, remaining, burns["1h"]), frozen,
+            min(round(period.total), MAX_VERSION),
         )  # fmt: skip
 
     def _exhausted_at_us(self, t_us: int, remaining: float, burn: float | None) -> int | None:

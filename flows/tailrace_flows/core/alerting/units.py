@@ -182,9 +182,10 @@ class SloUnit:
 
     def judge(self, now: Moment) -> Findings:
         """As `Unit.judge`; nothing is judged that lies before what the objective was primed with."""
-        late = self._input.late
+        late, impossible = self._input.late, self._input.impossible
         self._input.take(now.store, now.changed, self._slo)
         now.tally("slo_late_windows", self._input.late - late)
+        now.tally("slo_impossible_windows", self._input.impossible - impossible)
         if self._waits:
             return Findings((), {"slo_status_rows": [_status_row(self._slo.pending(now.t_us))]})
         head_us = self._slo.head_us
