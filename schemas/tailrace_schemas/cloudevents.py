@@ -4,10 +4,12 @@ Source: CloudEvents 1.0, Kafka protocol binding 1.0.2, "binary content mode".
 """
 
 from datetime import datetime
+from math import isfinite
 from typing import Final, NamedTuple
 
-from tailrace_schemas.alerts import AlertEvent, Command
+from tailrace_schemas.alerts import AlertEvent, Command, time_of
 from tailrace_schemas.notifications import Notification
+from tailrace_schemas.samples import MAX_TIME_US, MIN_TIME_US
 
 __all__ = [
     "Message", "command_message", "event_message", "notification_message", "read_command", "read_event",
@@ -16,6 +18,10 @@ __all__ = [
 
 MAX_BYTES: Final = 1_000_000
 """Of a message that is read, as of one that Kafka takes by default."""
+MAX_SEQUENCE: Final = 2**31
+"""Of an alert's events: one more has a place in 32 bits."""
+_FIRST: Final = time_of(MIN_TIME_US)
+_LAST: Final = time_of(MAX_TIME_US)
 
 
 class Message(NamedTuple):
@@ -62,7 +68,17 @@ def read_event(value: bytes) -> AlertEvent:
         ValueError: it is none.
     """
     _check_size(value)
-    return AlertEvent.model_validate_json(value)
+    event = AlertEvent.model_validate_json(value)
+    alert = event.alert
+    if event.sequence > MAX_SEQUENCE:
+        raise ValueError(f"the sequence is {event.sequence}, more than {MAX_SEQUENCE}")
+    if alert is not None:
+        if alert.threshold is not None and not (isfinite(alert.threshold.value) and isfinite(alert.threshold.duration)):
+            raise ValueError("the threshold is no finite number")
+        _check_times(alert.timestamp, alert.acknowledged_at, alert.resolved_at)
+        _check_times(*(one.timestamp for one in alert.annotations))
+    _check_times(event.time)
+    return event
 
 
 def command_message(command: Command) -> Message:
@@ -78,7 +94,9 @@ def read_command(value: bytes) -> Command:
         ValueError: it is none.
     """
     _check_size(value)
-    return Command.model_validate_json(value)
+    command = Command.model_validate_json(value)
+    _check_times(command.time)
+    return command
 
 
 def notification_message(notification: Notification) -> Message:
@@ -98,6 +116,13 @@ def read_notification(value: bytes) -> Notification:
     """
     _check_size(value)
     return Notification.model_validate_json(value)
+
+
+def _check_times(*times: datetime | None) -> None:
+    """Sums and zones of times at the ends of the calendar have no place in it."""
+    for one in times:
+        if one is not None and not _FIRST <= one <= _LAST:
+            raise ValueError(f"the time {one.isoformat()} is not within {_FIRST:%Y-%m-%d} and {_LAST:%Y-%m-%d}")
 
 
 def _check_size(value: bytes) -> None:

@@ -56,6 +56,29 @@ def test_a_notification_goes_the_way_of_its_group() -> None:
     assert read_notification(sent.value) == NOTIFICATION
 
 
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59Z", "1969-12-31T23:59:59Z"])
+def test_times_at_the_ends_of_the_calendar_are_refused(time: str) -> None:
+    wrong = "is not within 1970-01-01 and 2100-01-01"
+    with pytest.raises(ValueError, match=wrong):
+        read_command(json.dumps(COMMAND.model_dump(mode="json") | {"time": time}).encode())
+    event = EVENT.model_dump(mode="json")
+    note = {"id": "n", "timestamp": time, "author": "ann", "message": "x"}
+    alerts = [{"timestamp": time}, {"acknowledged_at": time}, {"resolved_at": time}, {"annotations": [note]}]
+    for change in [{"time": time}, *({"alert": event["alert"] | one} for one in alerts)]:
+        with pytest.raises(ValueError, match=wrong):
+            read_event(json.dumps(event | change).encode())
+
+
+def test_events_that_no_state_can_hold_are_refused() -> None:
+    event = EVENT.model_dump(mode="json")
+    with pytest.raises(ValueError, match="the sequence is 1180591620717411303424"):
+        read_event(json.dumps(event | {"sequence": 2**70}).encode())
+    for number in ("NaN", "Infinity"):  # which JSON written by us does not have: it would be null
+        threshold = {"operator": "gt", "value": float(number)}
+        with pytest.raises(ValueError, match="the threshold is no finite number"):
+            read_event(json.dumps(event | {"alert": event["alert"] | {"threshold": threshold}}).encode())
+
+
 def test_an_event_without_an_alert_has_no_subject() -> None:
     sent = event_message(EVENT.model_copy(update={"alert": None}))
     assert sent.key == b""

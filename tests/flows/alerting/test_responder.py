@@ -1,5 +1,7 @@
 """What the responder makes of commands that are the dispatcher's."""
 
+from typing import Any
+
 import pytest
 from tailrace_flows.core.alerting.responder import Responder
 from tailrace_schemas.alerts import Command, CommandKind, Transition, time_of
@@ -54,6 +56,31 @@ def test_a_silence_that_cannot_be_is_refused_at_once() -> None:
     (refusal,) = responder.on_time(START_US).events
     assert (refusal.transition, refusal.reason) == (Transition.REJECTED, "there is no such alert now")
     assert not responder.on_time(START_US + 10 * S)
+
+
+@pytest.mark.parametrize("duration_s", [None, 1e-9])
+def test_a_silence_of_a_clock_that_is_ahead_is_refused_without_a_duration(duration_s: float | None) -> None:
+    responder = Responder(MODELS, START_US)
+    event = World.of(config_of(CONFIG)).fire("a", {})
+    assert event.alert is not None
+    responder.on_event(event, START_US)
+    command = silence(event.alert.id, duration_s)
+    responder.on_command(command.model_copy(update={"time": time_of(START_US + S)}), START_US)
+    (answer,) = responder.on_time(START_US).events
+    assert answer.transition is Transition.REJECTED
+    assert "needs a duration" in answer.reason
+
+
+@pytest.mark.parametrize("change", [{"id": "a b"}, {"labels": {"": "x"}}])
+def test_an_alert_of_others_that_cannot_be_silenced_is_refused(change: dict[str, Any]) -> None:
+    responder = Responder(MODELS, START_US)
+    event = World.of(config_of(CONFIG)).fire("a", {})
+    assert event.alert is not None
+    alert = event.alert.model_copy(update=change)
+    responder.on_event(event.model_copy(update={"alert": alert}), START_US)
+    responder.on_command(silence(alert.id, 60), START_US)
+    (answer,) = responder.on_time(START_US).events
+    assert answer.reason == "an alert with such an id or such labels cannot be silenced"
 
 
 def test_a_storm_that_comes_late_is_one_notification() -> None:

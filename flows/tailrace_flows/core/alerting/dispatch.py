@@ -138,12 +138,15 @@ class Dispatcher:
         where = {name: f"=~{re.escape(value)}" for name, value in found.labels.items()}
         if command.kind is CommandKind.SILENCE:
             end_us = us_of(command.time) + round((command.duration_s or 0) * 1e6)
-            if end_us <= now_us:
+            if end_us <= max(now_us, us_of(command.time)):
                 return _rejected(command, "the silence is over before it begins: it needs a duration")
-            self._silences[command.id] = Silence(
-                name=f"alert-{found.id}", where=where, start=command.time, end=time_of(end_us),
-                author=command.author, comment=command.message,
-            )  # fmt: skip
+            try:
+                self._silences[command.id] = Silence(
+                    name=f"alert-{found.id}", where=where, start=command.time, end=time_of(end_us),
+                    author=command.author, comment=command.message,
+                )  # fmt: skip
+            except ValueError:  # the alert is none of ours: ids and labels of rules always can be
+                return _rejected(command, "an alert with such an id or such labels cannot be silenced")
         else:
             ended = [name for name, one in self._silences.items() if one.where == where]
             if not ended:
