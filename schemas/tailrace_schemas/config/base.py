@@ -7,9 +7,10 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 from pydantic_core import PydanticCustomError
 
-__all__ = ["ConfigModel", "Duration", "Name", "duration_text", "parse_duration", "wrong"]
+__all__ = ["MAX_DURATION_S", "ConfigModel", "Duration", "Name", "duration_text", "parse_duration", "wrong"]
 
 _UNITS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+MAX_DURATION_S: Final = 366 * 86_400
 _PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|[smhdw])")
 _DURATION: Final = re.compile(f"(?:{_PART.pattern})+")
 
@@ -45,7 +46,7 @@ def _seconds(value: Any) -> float:
 Duration = Annotated[
     float,
     BeforeValidator(_seconds, json_schema_input_type=str),
-    Field(le=366 * 86_400),
+    Field(le=MAX_DURATION_S),
     PlainSerializer(duration_text, return_type=str),
 ]
 """Seconds; written as `30s`, `5m`, `1h30m`."""

@@ -225,8 +225,31 @@ def test_cycles_are_found(depends_on: dict[str, list[str]]) -> None:
     if cycle is not None:
         assert cycle[0] == cycle[-1]
         assert all(after in depends_on[before] for before, after in pairwise(cycle))
-        with pytest.raises(ValueError, match="in a circle: "):
-            Health([], [ServiceSpec(name=name, depends_on=tuple(on)) for name, on in depends_on.items()])
+    health = Health([], [ServiceSpec(name=name, depends_on=tuple(on)) for name, on in depends_on.items()])
+    health.evaluate(T0)
+    assert bool(health.circular) == bool(left)
+
+
+def test_a_circle_of_files_that_were_applied_one_after_the_other_loses_a_need() -> None:
+    run = Run(Health([check("a"), check("b")], needs(a="b", b="a"))).go("a=H b=U")
+    assert run.health.circular == 1
+    found = {one.service: (one.status, one.dependencies) for one in run.health.statuses() if not one.check}
+    assert found["a"] == (DEGRADED, (("b", UNHEALTHY),))
+    assert found["b"] == (UNHEALTHY, ())
+
+
+def test_a_long_chain_of_needs_is_rolled_up() -> None:
+    chain = {f"s{number}": f"s{number + 1}" for number in range(2000)}
+    run = Run(Health([check("s2000")], needs(**chain))).go("s2000=U")
+    assert {one.status for one in run.health.statuses() if not one.check and one.service != "health"} == {
+        DEGRADED,
+        UNHEALTHY,
+    }
+
+
+def test_checks_may_run_seldom() -> None:
+    """Three times the interval is longer than a duration of the configuration can be."""
+    Health([check("a", interval="366d")]).evaluate(T0)
 
 
 # -- alerts --------------------------------------------------------------------------------------------

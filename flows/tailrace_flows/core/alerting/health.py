@@ -16,10 +16,11 @@ State: 1 kB a check or service.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from typing import Any, Final, NamedTuple
 
 from tailrace_schemas.alerts import Alert, AlertEvent, Command, Labels, Operator, Severity, Threshold
-from tailrace_schemas.config.base import duration_text
+from tailrace_schemas.config.base import MAX_DURATION_S, duration_text
 from tailrace_schemas.config.health import HEALTH_RUNS, RUNNER, HealthCheck, ServiceSpec, cycle_of
 from tailrace_schemas.config.maintenance import Maintenance
 
@@ -128,20 +129,26 @@ class Health:
         """Anew, or from `snapshot`; checks and services may have changed in between.
 
         Raises:
-            ValueError: services need each other in a circle, or the state is of another format.
+            ValueError: the state is of another format.
         """
         self.checks = {one.name: one for one in checks}
         to_run = [one for one in self.checks.values() if one.heartbeat is None]
         if to_run:
-            within = duration_text(max(120.0, *(one.stale_s for one in to_run)))
+            within = duration_text(min(max(120.0, *(one.stale_s for one in to_run)), MAX_DURATION_S))
             beat = {"metric": HEALTH_RUNS, "where": {"service": "=~.*"}, "within": within}
             mine = {"name": RUNNER_CHECK, "service": RUNNER, "heartbeat": beat}
             self.checks.setdefault(RUNNER_CHECK, HealthCheck.model_validate(mine))
         self._needs = {one.name: one.depends_on for one in services}
-        if (cycle := cycle_of(self._needs)) is not None:
-            raise ValueError(f"services need each other in a circle: {' -> '.join(cycle)}")
+        self.circular = 0
+        """Needs that are left out, since with them services would need each other in a circle: each file may be without
+        one, and a change of several records is one for a moment."""
+        while (cycle := cycle_of(self._needs)) is not None:
+            self._needs[cycle[-2]] = tuple(one for one in self._needs[cycle[-2]] if one != cycle[-1])
+            self.circular += 1
         names = {one.service for one in self.checks.values()}.union(self._needs, *self._needs.values())
         self._services = sorted(names)
+        self._order = tuple(TopologicalSorter({one: self._needs.get(one, ()) for one in names}).static_order())
+        """The services, each after those that it needs."""
         calendars = tuple(calendars)
         self._calendars = {service: Calendar(calendars, service) for service in names}
         fresh: tuple[Any, ...] = (STATE_VERSION, None, None, {}, {}, {}, {})
@@ -243,12 +250,8 @@ class Health:
         own = self._own()
         rolled: dict[str, str] = {}
         causes: dict[str, tuple[str, ...]] = {}
-
-        def visit(service: str) -> None:
+        for service in self._order:
             needs = self._needs.get(service, ())
-            for one in needs:
-                if one not in rolled:
-                    visit(one)
             bad = [one for one in needs if rolled[one] in _SEVERITIES]
             rolled[service] = DEGRADED if bad and own[service] not in _SEVERITIES else own[service]
             as_bad = [
@@ -259,10 +262,6 @@ class Health:
             ]
             mine = (service,) if own[service] in _SEVERITIES else ()
             causes[service] = tuple(sorted(set(as_bad))) or mine
-
-        for service in self._services:
-            if service not in rolled:
-                visit(service)
         return [self._service_status(service, rolled, causes[service], t_us) for service in self._services]
 
     def _service_status(

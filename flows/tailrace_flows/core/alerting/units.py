@@ -249,6 +249,7 @@ class HealthUnit:
         self._input.take(now.store, now.changed, self._health)
         now.tally("health_late_results", self._health.late - late)
         now.tally("health_evaluations")
+        now.tally("health_circular_needs", self._health.circular)
         events, statuses = self._health.evaluate(now.t_us)
         return Findings(events, {"health_rows": [_health_row(one) for one in statuses]} if statuses else {})
 
