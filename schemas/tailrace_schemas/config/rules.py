@@ -35,6 +35,9 @@ def _bounded(seconds: float) -> float:
     return seconds
 
 
+MAX_FORM: Final = 1000
+"""Width and precision of a format: a gigabyte of blanks would be made before it is cut."""
+
 AUTO: Final = "auto"
 """A threshold that follows each series."""
 
@@ -356,6 +359,8 @@ def _check_description(template: str, known: set[str]) -> None:
                 raise ValueError(f"!{conversion} has no meaning in a description")
             if name not in known:
                 raise ValueError(f"there is no {{{name}}}; there is: {', '.join(sorted(known))}")
+            if any(int(digits) > MAX_FORM for digits in re.findall("[0-9]+", form or "")):
+                raise ValueError(f"{{{name}:{form}}} is wider than {MAX_FORM} characters")
             format(0.5 if name == "value" else "text", form or "")
     except ValueError as error:
         raise wrong(str(error), "description") from None
