@@ -131,6 +131,15 @@ def test_each_window_is_judged_when_all_services_have_closed_it() -> None:
     assert world.told() == [("active", 30)]
 
 
+def test_a_clock_that_is_days_ahead_keeps_out_no_rows_of_others() -> None:
+    world = World()
+    start_s = WALL_US // S // 10 * 10
+    ahead = block(start_s + 3 * 86_400, 0.5, "ahead")
+    world.rows([ahead, *(block(start_s + end_s, 0.95) for end_s in (0, 10, 20, 30))])
+    assert [transition for transition, _ in world.told()] == ["active"]
+    assert world.counts["rows_of_the_future"] == 1
+
+
 def test_the_first_rows_are_judged_from_their_first_window_on() -> None:
     """As many windows as one message brings."""
     rows = [Row("web", CPU, end_s, (0.95,)) for end_s in (20, 30, 40)]

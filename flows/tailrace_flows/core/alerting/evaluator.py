@@ -12,13 +12,14 @@ from typing import Any, Final, NamedTuple, Protocol, Self, runtime_checkable
 from zlib import crc32
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from tailrace_schemas.alerts import AlertEvent, Command, CommandKind, Status, Transition, us_of
 from tailrace_schemas.config import ConfigModel, model_of
 from tailrace_schemas.rows import EVERY_SERVICE, WINDOW_ROWS, WindowRows
 
 from tailrace_flows.core.alerting.clock import DELAY, STALL_US, EvaluationClock
 from tailrace_flows.core.alerting.lifecycle import AlertSpec, RuleAlerts
-from tailrace_flows.core.alerting.store import STEP_US, Keep, WindowStore
+from tailrace_flows.core.alerting.store import MAX_SPAN_US, STEP_US, Keep, WindowStore
 from tailrace_flows.core.alerting.told import Told
 from tailrace_flows.core.chunk import UNKNOWN_US
 from tailrace_flows.core.counters import Counters
@@ -278,7 +279,7 @@ class Evaluator:
             self._clock.go_on(block.watermark_us, now_us)
             return self.on_time(now_us)
         if block.window_seconds * 1_000_000 == STEP_US:
-            changed = self._store.add(block.stream, block.rows)
+            changed = self._store.add(block.stream, self._of_now(block.rows, now_us) if self._live else block.rows)
             for slot in self._slots.values():
                 if slot.unit.by_change:
                     keep = slot.unit.keep
@@ -289,6 +290,13 @@ class Evaluator:
         if block.watermark_us > UNKNOWN_US:
             self._clock.hear(block.service, block.watermark_us, now_us)
         return self.on_time(now_us)
+
+    def _of_now(self, rows: Any, now_us: int) -> Any:
+        """Without those of a clock that is far ahead: a metric's first one would keep out all others of that metric."""
+        good = pc.less_equal(rows.column("window_start").cast(pa.int64()), (now_us + MAX_SPAN_US) // 1_000_000)
+        of_now = rows.filter(good)
+        self._count("rows_of_the_future", rows.num_rows - of_now.num_rows)
+        return of_now if of_now.num_rows < rows.num_rows else rows
 
     def on_reading(self, at_us: int, now_us: int) -> Findings:
         """At a wall time rows were being read, or there were no more: only then is silence silence."""
