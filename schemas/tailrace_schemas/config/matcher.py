@@ -6,7 +6,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field
 
-__all__ = ["Label", "Matcher", "Where", "matchers_of"]
+__all__ = ["Label", "Matcher", "Tags", "Where", "matchers_of"]
 
 
 class Matcher(NamedTuple):
@@ -45,6 +45,8 @@ def _compiles(text: str) -> str:
 
 
 Label = Annotated[str, Field(min_length=1, max_length=200)]
+Tags = Annotated[tuple[Label, ...], Field(max_length=100)]
+"""Every alert has them, and has to have room in a message of Kafka."""
 Where = dict[Label, Annotated[str, AfterValidator(_compiles)]]
 """Label -> `value`, `!=value`, `=~expression` or `!~expression`."""
 

@@ -13,7 +13,7 @@ from tailrace_schemas.alerts import Operator, Severity
 from tailrace_schemas.config.aggregate import FORMS, Aggregate, AggregateText, How, check_kind
 from tailrace_schemas.config.base import ConfigModel, Duration, Name, duration_text, wrong
 from tailrace_schemas.config.expression import Expression
-from tailrace_schemas.config.matcher import Label, Where, matchers_of
+from tailrace_schemas.config.matcher import Label, Tags, Where, matchers_of
 
 __all__ = ["AUTO", "Condition", "NoData", "Query", "Rule", "RuleGroup", "RuleOperator"]
 
@@ -135,7 +135,7 @@ class Rule(ConfigModel):
     keep_firing_for_s: Duration = Field(default=0, alias="keep_firing_for")
     no_data: NoData = NoData.KEEP
     description: Annotated[str, Field(max_length=2000)] = ""
-    tags: tuple[Label, ...] = ()
+    tags: Tags = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from tailrace_schemas.alerts import Severity
 from tailrace_schemas.config.base import ConfigModel, Duration, Name, duration_text, parse_duration, wrong
 from tailrace_schemas.config.health import HEALTH_RUNS
-from tailrace_schemas.config.matcher import Label, Where, matchers_of
+from tailrace_schemas.config.matcher import Tags, Where, matchers_of
 
 __all__ = [
     "STEP_S", "BurnAlert", "Count", "Indicator", "Latency", "SloSpec", "default_alerts", "percent_text",
@@ -201,7 +201,7 @@ class SloSpec(ConfigModel):
     """Told when less than this share of the budget is left; None: never."""
     minimum_events: Annotated[int, Field(ge=1)] = 100
     """Of a long window, and of the period for `budget_low`: with fewer, nothing begins to be told."""
-    tags: tuple[Label, ...] = ()
+    tags: Tags = ()
 
     @property
     def allowed(self) -> float:

@@ -70,6 +70,7 @@ REFUSED = {
     SIMPLE + ", op: gt, threshold: 1, description: '{value:%'": ".description: ",
     SIMPLE + ", op: gt, threshold: 1, description: '{value:zz}'": ".description: ",
     SIMPLE + ", op: gt, threshold: 1, description: '{value:1000000000}'": ".description: {value:1000000000} is wider than 1000 characters",
+    SIMPLE + ", op: gt, threshold: 1, tags: [" + ", ".join(["x"] * 101) + "]": ".tags: Tuple should have at most 100 items",
     SIMPLE + ", op: gt, threshold: 1, description: '{value:.1001f}'": ".description: {value:.1001f} is wider than 1000 characters",
     SIMPLE + ", op: gt, threshold: 1, description: '{value!r}'": ".description: !r has no meaning",
     SIMPLE + ", op: gt, threshold: 1, and: [{value: value + 1/(2-2), op: gt, threshold: 1}]": ".and[0].value: divides by zero",
