@@ -131,7 +131,7 @@ def test_a_part_that_dies_ends_it_with_its_name_and_log(tmp_path: Path, part: st
 def test_a_clickhouse_that_hangs_does_not_keep_it_from_hearing_signals(tmp_path: Path) -> None:
     with up(tmp_path / "data") as running:
         clickhouse = running.all_parts()["clickhouse"]
-        eventually(lambda: "try:" in running.output(), 60)
+        eventually(lambda: "samples=" in running.output(), 60)  # it is connected
         clickhouse.suspend()
         eventually(lambda: "no figures: ClickHouse does not answer" in running.output(), 60)
         clickhouse.resume()
