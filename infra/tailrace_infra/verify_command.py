@@ -27,16 +27,16 @@ def verify(
         list[str] | None,
         typer.Argument(
             metavar="[NAME|OPTION]...",
-            help="Attacks to run, none: all; --long, --seed N, --size N, --report PATH, --no-skips.",
+            help="Attacks to run, none: the short form; --long, --seed N, --size N, --report PATH, --no-skips.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
     """Attack what Tailrace promises, on real processes, and say what held: `python -m tests.reliability`.
 
-    It runs in a checkout of the sources. Without a name all attacks run in their short form: some 40 minutes. What
-    they are and what the options mean: `python -m tests.reliability -h`; what is promised: docs/reliability.md. Exit
-    code 1: a promise did not hold.
+    It runs in a checkout of the sources. Without a name the short form runs, some minutes; with --long all attacks, for
+    hours. What they are and what the options mean: `python -m tests.reliability -h`; what is promised:
+    docs/reliability.md. Exit code 1: a promise did not hold.
 
     Examples:
 

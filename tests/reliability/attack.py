@@ -10,9 +10,11 @@ from pathlib import Path
 import tests.reliability
 from tests.infra.canaries import showing, shows_canary
 
-__all__ = ["Attack", "Failure", "Figure", "Plot", "Result", "Run", "attack", "attacks", "perform"]
+__all__ = ["SHORT", "Attack", "Failure", "Figure", "Plot", "Result", "Run", "attack", "attacks", "perform"]
 
 Figure = int | float | str
+SHORT = ("alerts", "broker_topic", "host_clock", "inputs", "kills", "states", "windows")
+"""What the short form of the suite is: what every change can wait for."""
 
 
 @dataclass(frozen=True)
@@ -118,12 +120,18 @@ def attacks() -> dict[str, Attack]:
 
 
 def perform(attack: Attack, run: Run) -> Result:
-    """Runs it; an exception is a failure, and so is a secret in anything that its processes have left or said."""
+    """Runs it; an exception is a failure, and so is a secret in what it says or its processes leave."""
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        run.say(text)
+
     try:
-        result = attack.perform(run)
+        result = attack.perform(replace(run, say=say))
     except Exception:  # noqa: BLE001 - whatever it is, it is what the report is for
         where = f"{Path(__file__).parents[2]}/"  # which directory it was is nothing to a reader
         result = Result(seeds=[run.seed], failures=[run.failure(traceback.format_exc().replace(where, ""))])
     shown = showing(run.directory)
-    shown += ["what the attack says"] if shows_canary(repr(result).encode()) else []
+    shown += ["what the attack says"] if shows_canary(repr((said, result)).encode()) else []
     return replace(result, failures=[*result.failures, *(run.failure(f"a secret is in {one}") for one in shown)])

@@ -63,7 +63,7 @@ receivers:
     what="kill -9 of the window flow, the flow of alerts, objectives and health, a sender, a service with the SDK, the "
     "notifier, ClickHouse, the broker, and of all at once, at random moments under load on a real Kafka.",
     unit="kills",
-    short=10,
+    short=4,
     long=200,
 )
 def kills(run: Run) -> Result:

@@ -161,9 +161,13 @@ def test_a_secret_that_a_process_has_logged_is_found(
     assert failure.what == "a secret is in flow.log"
 
 
-def test_a_secret_that_an_attack_says_is_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_secret_that_an_attack_says_is_found(tmp_path: Path, *, fails: bool) -> None:
     def leak(run: Run) -> Result:
-        raise ValueError(f"cannot connect with {canary('kafka')}")
+        if fails:
+            raise ValueError(f"cannot connect with {canary('kafka')}")
+        run.say(canary("kafka"))
+        return Result()
 
     failed = perform(replace(attacks()["kills"], perform=leak), Run("kills", 1, 1, tmp_path, print)).failures
     assert failed[-1].what == "a secret is in what the attack says"

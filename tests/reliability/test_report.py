@@ -78,7 +78,7 @@ def test_what_was_skipped_is_said_in_the_end(
         for name, does in (("first", lambda _: Result(skipped="no Java here")), ("last", _holds))
     }
     monkeypatch.setattr(command, "attacks", lambda: known)
-    assert command.main(options) == code
+    assert command.main([*known, *options]) == code
     assert capsys.readouterr().err.splitlines()[-1] == "1 of 2 attacks skipped: first (no Java here)"
 
 
@@ -87,7 +87,7 @@ def test_what_failed_did_not_hold_though_something_was_skipped_too(
 ) -> None:
     both = Result(1, failures=[Failure("lost", 1, "again")], skipped="half of it")
     monkeypatch.setattr(command, "attacks", lambda: {"both": Attack("both", "", "", "kills", 2, 200, lambda _: both)})
-    assert command.main([]) == 1
+    assert command.main(["--long"]) == 1
     assert "both: did not hold" in capsys.readouterr().out
 
 

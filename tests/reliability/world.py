@@ -107,7 +107,7 @@ class Process:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._argv, env={**os.environ, **self._environment},
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 
     def kill(self) -> bool:
