@@ -40,7 +40,7 @@ def slo_history(client: Any, spec: SloSpec, until_us: int) -> list[tuple[int, in
     Cost: about 5,500 rows for 30 days; reads the rows of the metrics and services that are counted.
 
     Raises:
-        clickhouse_connect.driver.exceptions.ClickHouseError: also for a regular expression that ClickHouse (RE2) lacks.
+        clickhouse_connect.driver.exceptions.ClickHouseError
     """
     until_s = until_us // 10_000_000 * 10
     tens_s = (until_s - _TENS_REACH_S) // _MINUTE * _MINUTE

@@ -6,8 +6,10 @@ import random
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from tailrace_flows.core.alerting.burn import Stored
 from tailrace_flows.core.alerting.slo import Slo
+from tailrace_schemas.config.matcher import matchers_of
 from tailrace_schemas.config.slo import SloSpec
 from tailrace_sinks.slo_history import slo_history
 
@@ -120,6 +122,34 @@ def test_latencies(storage: Storage, limit: float) -> None:
     if limit == 0.25:
         assert found == exact, "a power of two is an edge"
     assert all(mine[2] >= theirs[2] for mine, theirs in zip(found, exact, strict=True))
+
+
+VALUES = ("", "503", "a", "A", "é", "É", "a\nb", "a\n", "\n", "a\0b", "a.b", "(a)", "\\", "ab" * 100, "٣", "日本")
+EXPRESSIONS = (
+    "", "5..", "a|b", "a|", ".*", "a.b", r"a\.b", "^a$", "a$", "(?i)a", "(?i)é", ".", "..", "[^a]*", r"\d+", r"\w*", r"\(a\)", r"\\",
+    "(?s:.)*", "(?-s:.)*", "(?m)a$.*", "(?:ab){100}", r"\pL+", "(?P<x>a)", r"\x{65e5}.", r"\Qa.b\E", "(ab)+|(a", "a{1001}", "(?=a).*",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("operator", ["=~", "!~"])
+def test_an_expression_means_the_same_of_the_past_as_of_the_present(storage: Storage, operator: str) -> None:
+    """Or it is refused by both, or by us."""
+    start = UNTIL_S // 10 * 10 - 100
+    rows = [row("counter", start, metric="m", attributes={"label": value}, sum=1.0, increase=1.0) for value in VALUES]
+    storage.write("rows_10s", rows)
+    taken = 0
+    for expression in EXPRESSIONS:
+        where = {"label": operator + expression}
+        try:
+            one = spec({"bad": {"metric": "m", "where": where}, "total": {"metric": "m"}})
+        except ValidationError:
+            continue
+        taken += 1
+        ((*_, good, total),) = slo_history(storage.client, one, UNTIL_S * 1_000_000)
+        (matcher,) = matchers_of(where)
+        matching = [value for value in VALUES if matcher.matches(value)]
+        assert (total - good, total) == (len(matching), len(VALUES)), f"{where} of {matching}"
+    assert taken == len(EXPRESSIONS) - 3
 
 
 def test_health_checks_and_nothing(storage: Storage) -> None:

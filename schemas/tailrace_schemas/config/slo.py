@@ -1,6 +1,5 @@
 """Service level objectives: what counts as good, how much must be, and when to tell. docs/slo.md is for users."""
 
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation
@@ -13,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from tailrace_schemas.alerts import Severity
 from tailrace_schemas.config.base import ConfigModel, Duration, Name, duration_text, parse_duration, wrong
 from tailrace_schemas.config.health import HEALTH_RUNS
-from tailrace_schemas.config.matcher import Tags, Where, matchers_of
+from tailrace_schemas.config.matcher import Tags, Where
 
 __all__ = [
     "STEP_S", "BurnAlert", "Count", "Indicator", "Latency", "SloSpec", "default_alerts", "percent_text",
@@ -59,29 +58,11 @@ Window = Annotated[Duration, AfterValidator(_steps)]
 MetricName = Annotated[str, Field(min_length=1, max_length=300)]
 
 
-_NOT_RE2: Final = re.compile(r"\(\?(?:[=!>(#]|<[=!]|P=|[a-zA-Z-]*[aLux])|\\[1-9ZuUN]")
-
-
-def _stored_too(where: dict[str, str]) -> dict[str, str]:
-    """ClickHouse, where the past of an objective is, has RE2: without that past it would never be judged."""
-    for matcher in matchers_of(where):
-        if "~" in matcher.operator:
-            rest = re.sub(r"\\[^1-9ZuUN]", "", matcher.value, flags=re.DOTALL)
-            if found := _NOT_RE2.search(rest):
-                raise ValueError(
-                    f"{found[0]!r} in {matcher.value!r} is not known to ClickHouse (RE2), where the objective's past is"
-                )
-    return where
-
-
-StoredWhere = Annotated[Where, AfterValidator(_stored_too)]
-
-
 class Count(ConfigModel):
     """Events: the increase of counters, cumulative counters and events, or the samples of distributions."""
 
     metric: MetricName
-    where: StoredWhere = Field(default_factory=dict)
+    where: Where = Field(default_factory=dict)
     """Matchers on labels; `service` is the objective's, unless it is among them."""
 
 
@@ -91,7 +72,7 @@ class Latency(ConfigModel):
     metric: MetricName
     below: Annotated[float, BeforeValidator(_limit, json_schema_input_type=str | float)]
     """A duration is in seconds; a number is in the metric's unit."""
-    where: StoredWhere = Field(default_factory=dict)
+    where: Where = Field(default_factory=dict)
 
 
 class Indicator(ConfigModel):

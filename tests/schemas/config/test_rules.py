@@ -75,7 +75,8 @@ REFUSED = {
     SIMPLE + ", op: gt, threshold: 1, description: '{value!r}'": ".description: !r has no meaning",
     SIMPLE + ", op: gt, threshold: 1, and: [{value: value + 1/(2-2), op: gt, threshold: 1}]": ".and[0].value: divides by zero",
     SIMPLE + ", op: gt, threshold: 1, and: [{value: value + " + "9" * 400 + ", op: gt, threshold: 1}]": ".and[0].value: has a number that is too",
-    SIMPLE + ", op: gt, threshold: 1, where: {a: '=~a{99999999999}'}": ".where.a: 'a{99999999999}' is no regular expression",
+    SIMPLE + ", op: gt, threshold: 1, where: {a: '=~a{1001}'}": ".where.a: 'a{1001}' is no regular expression",
+    SIMPLE + ", op: gt, threshold: 1, where: {a: '!~(?!b).*'}": "(?!b).*' is no regular expression of RE2",
     SIMPLE + ", op: gt, threshold: 1, where: {a: '=~" + "(" * 5000 + "'}": " is no regular expression",
     SIMPLE + ", op: gt, threshold: " + "9" * 400: ".threshold: '999",
     SIMPLE + ", op: gt, threshold: 0x" + "9" * 5000: ".threshold: '0x999",
@@ -201,7 +202,9 @@ def test_aggregates(text: str, aggregate: Aggregate) -> None:
         ("=~a+", ["a", "aa"], ["", "ab", "ba"]),
         ("!~a+", ["", "ab", "ba"], ["a", "aa"]),
         ("", [""], ["a"]),
-        ("=~a.b", ["a\nb"], []),
+        ("=~a.b", ["a\nb", "aéb", "a\0b"], ["aéob"]),
+        ("=~(?i)é|ß", ["É", "ß"], ["e"]),
+        ("=~(a+)+b", ["a" * 30_000 + "b"], ["a" * 30_000]),  # 2**30_000 ways to fail, one after the other
     ],
 )
 def test_matchers(text: str, matching: list[str], others: list[str]) -> None:
