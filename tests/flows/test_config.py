@@ -15,6 +15,7 @@ from tailrace_flows.core.config import WindowConfig
         ({"rollup_seconds": 0}, "rollup_seconds 0 is no multiple"),
         ({"rollup_seconds": -60}, "rollup_seconds -60 is no multiple"),
         ({"disorder_s": -1.0}, "disorder_s -1.0"),
+        ({"disorder_s": 1e300}, r"disorder_s 1e\+300 is not a time of 0 s to 366 days"),
         ({"lateness_s": float("nan")}, "lateness_s nan"),
         ({"lateness_s": float("inf")}, "lateness_s inf"),
         ({"max_future_s": -0.5}, "max_future_s -0.5"),

@@ -1,7 +1,6 @@
 """What the window flow may be told. Frozen, validated, with the defaults of docs/architecture.md."""
 
 from dataclasses import dataclass
-from math import inf
 from typing import Final
 
 __all__ = ["DEFAULT_SCALE", "MAX_SCALE", "WindowConfig"]
@@ -9,6 +8,7 @@ __all__ = ["DEFAULT_SCALE", "MAX_SCALE", "WindowConfig"]
 DEFAULT_SCALE: Final = 6
 MAX_SCALE: Final = 8
 """Of sketches; here, so that settings are read without numpy: the host agent does."""
+_MAX_TIME_S: Final = 366 * 86_400
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class WindowConfig:
                 f"rollup_seconds {self.rollup_seconds} is no multiple of window_seconds {self.window_seconds}"
             )
         for name in ("disorder_s", "lateness_s", "max_future_s"):
-            if not 0 <= getattr(self, name) < inf:
-                raise ValueError(f"{name} {getattr(self, name)} is not a time of 0 or more seconds")
-        if not 0 < self.idle_s < inf:
-            raise ValueError(f"idle_s {self.idle_s} is not a positive time")
+            if not 0 <= getattr(self, name) <= _MAX_TIME_S:
+                raise ValueError(f"{name} {getattr(self, name)} is not a time of 0 s to 366 days")
+        if not 0 < self.idle_s <= _MAX_TIME_S:
+            raise ValueError(f"idle_s {self.idle_s} is not a time of more than 0 s, and 366 days at most")
         if self.max_future_s > self.lateness_s:
             raise ValueError(
                 f"max_future_s {self.max_future_s} exceeds lateness_s {self.lateness_s}: "

@@ -39,7 +39,11 @@ def duration_text(seconds: float) -> str:
 
 def _seconds(value: Any) -> float:
     if isinstance(value, str):
-        return parse_duration(value)
+        seconds = parse_duration(value)
+        rest_ms = seconds * 1000 % 1 if seconds < MAX_DURATION_S else 0.0
+        if 1e-3 < rest_ms < 1 - 1e-3:  # more than an error of the arithmetic
+            raise ValueError(f"{value!r} is no whole number of milliseconds")
+        return seconds
     raise ValueError(f'a duration has a unit; write "30s", "5m", "1h30m" or "7d", not {value!r}')
 
 

@@ -42,6 +42,8 @@ REFUSED = {
     f"{SIMPLE}, op: gt, threshold: 1, window: 60": ".window: a duration has a unit; write \"30s\",",
     f"{SIMPLE}, op: gt, threshold: 1, window: 1 minute": ".window: '1 minute' is no duration",
     f"{SIMPLE}, op: gt, threshold: 1, for: -5m": ".for: '-5m' is no duration",
+    f"{SIMPLE}, op: gt, threshold: 1, for: 0.4ms": ".for: '0.4ms' is no whole number of milliseconds",
+    f"{SIMPLE}, op: gt, threshold: 1, for: {'9' * 400}s": ".for: Input should be a finite number",
     f"{SIMPLE}, op: gt, threshold: 1, for: 400d": ".for: Input should be less than or equal to 31622400",
     f"{SIMPLE}, op: gt, threshold: 1, by: [a, a]": ".by: names a label twice",
     f"{SIMPLE}, op: gt, threshold: 1, where: {{a: '=~['}}": ".where.a: '[' is no regular expression",
