@@ -43,13 +43,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-import pyarrow as pa
 from tailrace_flows.private_files import private_umask
 from tailrace_schemas.clock import monotonic_s
 
 from tailrace_infra.chdb_engine import ClickHouseError, Engine, StartError, Statement, quote, split_insert
 from tailrace_infra.child import announce_ready, exit_with_parent
-from tailrace_infra.http_bodies import Body, Reply, take, take_text, too_large
+from tailrace_infra.http_bodies import Body, Decompressed, Reply, take, take_text, too_large
 from tailrace_infra.signals import StopSignal
 
 __all__ = ["ClickHouseServer", "StartError", "main", "serve"]
@@ -227,14 +226,14 @@ class _Handler(BaseHTTPRequestHandler):
             with self._spool(text[insert.data_at :], source) as file:
                 self._run(insert.reading(file), params)
 
-    def _decompressed(self, body: Body) -> Any:
+    def _decompressed(self, body: Body) -> Body | Decompressed:
         encoding = self.headers.get("Content-Encoding", "identity").strip().lower()
         if encoding == "identity" or body.ended:
             return body
         if encoding not in CODECS:
             message = f"Unknown compression method: {encoding}; known are {', '.join(CODECS)}"
             raise ClickHouseError(89, "UNKNOWN_COMPRESSION_METHOD", message)
-        return pa.CompressedInputStream(pa.PythonFile(body, "r"), CODECS[encoding])
+        return Decompressed(body, CODECS[encoding])
 
     def _form(self, data: bytes) -> dict[str, str]:
         """The fields of a multipart form: so clients send long parameters."""
@@ -249,7 +248,7 @@ class _Handler(BaseHTTPRequestHandler):
             fields[str(name)] = payload.decode("utf-8", "replace") if isinstance(payload, bytes) else ""
         return fields
 
-    def _spool(self, start: bytes, source: Any) -> Any:
+    def _spool(self, start: bytes, source: Body | Decompressed) -> Any:
         """An insert's data in a file without a name: a crash leaves nothing behind, and mostly no disk ever sees it."""
         left = self.server.body_bytes_max
         directory = self.server.engine.data_dir

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from tailrace_infra.chdb_engine import ClickHouseError
 
-__all__ = ["Body", "Client", "Reply", "take", "take_text", "too_large"]
+__all__ = ["Body", "Client", "Decompressed", "Reply", "take", "take_text", "too_large"]
 
 TEXT_BYTES_MAX = 16 << 20  # of a statement without data; ClickHouse's own max_query_size is 256 KiB unless raised
 
@@ -76,7 +76,21 @@ class Body:
         return line.strip()
 
 
-def take(source: Any, size: int) -> bytes:
+class Decompressed:
+    """What is in a compressed body."""
+
+    def __init__(self, body: Body, codec: str) -> None:
+        """`codec` is a name of pyarrow's."""
+        self._stream = pa.CompressedInputStream(pa.PythonFile(body, "r"), codec)
+
+    def read(self, size: int) -> bytes:
+        """Up to `size` bytes; b"" at the end; OSError where it is damaged."""
+        # pyarrow's `read` never frees its `size` bytes where that fails: 16 MB for each body that is cut short.
+        data: bytes = self._stream.read_buffer(size).to_pybytes()
+        return data
+
+
+def take(source: Body | Decompressed, size: int) -> bytes:
     """`size` bytes, fewer only at the end."""
     parts = []
     try:
@@ -90,7 +104,7 @@ def take(source: Any, size: int) -> bytes:
     return b"".join(parts)
 
 
-def take_text(source: Any) -> bytes:
+def take_text(source: Body | Decompressed) -> bytes:
     """All of it; `ClickHouseError` 229 when it has more than `TEXT_BYTES_MAX`."""
     text = take(source, TEXT_BYTES_MAX + 1)
     if len(text) > TEXT_BYTES_MAX:

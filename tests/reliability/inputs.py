@@ -17,6 +17,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tailrace_flows.config_topic import decode_change
@@ -25,7 +26,7 @@ from tailrace_flows.core.feed import Record, TopicFeed
 from tailrace_flows.core.partition import Partition
 from tailrace_flows.core.shard import Shard
 from tailrace_infra.chdb_engine import ClickHouseError, Statement, split_insert
-from tailrace_infra.http_bodies import Body, take_text
+from tailrace_infra.http_bodies import Body, Decompressed, take_text
 from tailrace_producers.replay.model import BadLines, Catalogue, ReplayError, ReplayOptions
 from tailrace_producers.replay.readers import read_blocks
 from tailrace_producers.replay.source import FileBytes
@@ -48,6 +49,8 @@ NOW_US = 1_767_614_400_000_000
 BATCH = 200
 """Messages that are read together; every second one is good, or a feed would rightly refuse the whole stream."""
 FILE_LINES = 50
+LEFT_MB_MAX = 2048
+"""What may be left behind in the heap, touched or not; Arrow alone takes 1,024 MB of addresses at a time."""
 
 CONFIGS = (
     OBJECTIVE,
@@ -227,7 +230,7 @@ def _body(codec: str) -> Callable[[list[bytes], Path], Counter[str]]:
         done: Counter[str] = Counter()
         for message in messages:
             body: Any = Body(BufferedReader(BytesIO(message)), chunked=True, length=0)  # type: ignore[arg-type]
-            source = pa.CompressedInputStream(pa.PythonFile(body, "r"), codec) if codec else body
+            source = Decompressed(body, codec) if codec else body
             try:
                 text = take_text(source)
                 if split_insert(text) is None:
@@ -312,6 +315,7 @@ def inputs(run: Run) -> Result:
     """As many messages for each target; whole files cost more, and get a tenth."""
     figures: dict[str, Figure] = {}
     result = Result(seeds=[run.seed], figures=figures)
+    heap_mb = _heap_mb()
     per_target = run.size / sum(1 if target.batch == BATCH else 0.1 for target in TARGETS.values())
     for target in TARGETS.values():
         random = Random(f"{run.seed} {target.name}")
@@ -327,4 +331,11 @@ def inputs(run: Run) -> Result:
             result.runs += target.batch // 2
         figures[target.name] = ", ".join(f"{count:,} {what}" for what, count in sorted(done.items()))
         run.say(f"  {target.name}: {figures[target.name]}")
+    figures["left in memory, MB of addresses"] = left_mb = round(_heap_mb() - heap_mb)
+    if left_mb > LEFT_MB_MAX:
+        result.failures.append(run.failure(f"{left_mb} MB of addresses are still taken when all is done"))
     return result
+
+
+def _heap_mb() -> float:
+    return psutil.Process().memory_info().data / 2**20
