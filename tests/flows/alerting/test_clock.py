@@ -121,6 +121,31 @@ def test_a_service_that_was_gone_for_a_day_is_forgotten_by_a_restart() -> None:
     assert clock.services == {}
 
 
+def test_services_that_come_and_go_are_forgotten_after_a_day_and_evaluation_does_not_notice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def reached(clock: EvaluationClock) -> list[int | None]:
+        """A job every ten minutes for three days, beside a service that stays and one that comes back each 25 hours."""
+        found = []
+        for minute in range(3 * 24 * 60):
+            now_us = (10_000 + 60 * minute) * S
+            clock.hear("stays", now_us - 15 * S, now_us)
+            if minute % 10 == 0:
+                clock.hear(f"job-{minute}", now_us - 20 * S, now_us)
+            if minute % (25 * 60) == 0:
+                clock.hear("nightly", now_us - 25 * S, now_us)
+            found += [clock.advance(now_us), clock.advance(now_us + 40 * S), clock.behind_us(now_us + 50 * S)]
+        clock.advance(now_us + 40 * 24 * 3600 * S)  # while nobody is heard, nobody is forgotten
+        return found
+
+    clock = EvaluationClock(0, settle_us=0)
+    forgetful = reached(clock)
+    assert len(clock.services) == 24 * 6 + 2
+    assert None not in forgetful
+    monkeypatch.setattr("tailrace_flows.core.alerting.clock.FORGET_US", 1 << 62)
+    assert forgetful == reached(EvaluationClock(0, settle_us=0))
+
+
 def test_a_service_whose_clock_is_ahead_does_not_leave_out_the_others() -> None:
     clock = EvaluationClock(0, settle_us=0)
     for t in range(0, 200, 10):

@@ -18,6 +18,7 @@ SETTLE_STEP_US: Final = 1_000_000
 AHEAD_US: Final = 3600 * 1_000_000
 """A watermark that is further ahead of wall time says nothing of it: the stream has ended, or a clock is wrong."""
 FORGET_US: Final = 24 * 3600 * 1_000_000
+"""Who was silent for longer while others were heard is forgotten: services come and go, as jobs do."""
 NEWS_US: Final = 1_000_000
 """Of what can be heard, no more is told: many partitions say so at about the same time."""
 DEAF_US: Final = 10_000_000
@@ -51,7 +52,7 @@ class _Service:
 
 @dataclass
 class EvaluationClock:
-    """Reached event time never goes back. State: 200 bytes a service.
+    """Reached event time never goes back. State: 200 bytes for each service of the last day.
 
     Silence is counted in *listened time*: it stands still while the broker or the windows flow is away, or the process
     is held up, as nobody can be heard then. It is wall time where `listen` is never called.
@@ -61,6 +62,7 @@ class EvaluationClock:
     """Wall time when there was nothing yet, or of the last restart."""
     reached_us: int | None = None
     services: dict[str, _Service] = field(default_factory=dict)
+    """Who was silent longest first."""
     settle_us: int = SETTLE_US
     """0: all is heard in the order of time, and the first that is heard is believed."""
     settling_us: int = 0
@@ -125,11 +127,13 @@ class EvaluationClock:
     def hear(self, service: str, watermark_us: int, now_us: int) -> None:
         """A service's windows that end at `watermark_us` or before are closed, and their rows are here."""
         listened_us = self._listened(now_us)
-        if not any(one.waited_for(listened_us) for one in self.services.values()):
+        if not any(one.waited_for(listened_us) for one in reversed(self.services.values())):
             self._settle(now_us)
-        known = self.services.setdefault(service, _Service(watermark_us, listened_us))
+        known = self.services[service] = self.services.pop(service, _Service(watermark_us, listened_us))
         known.watermark_us = max(known.watermark_us, watermark_us)
         known.heard_us = max(known.heard_us, listened_us)
+        while listened_us - self.services[first := next(iter(self.services))].heard_us >= FORGET_US:
+            del self.services[first]
         self.told_us = max(self.told_us, now_us)
         if watermark_us <= listened_us + STALL_US:
             self.newest_us = max(self.newest_us, watermark_us)
