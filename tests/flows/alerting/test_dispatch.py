@@ -505,6 +505,19 @@ def test_an_end_that_a_crash_has_numbered_anew_is_an_end() -> None:
     assert [one.status for _, one in world.advance(START_US + 600 * S)] == ["resolved"]
 
 
+@pytest.mark.parametrize("config", ["teams: []", MAIL, "routing: {receiver: mail, flap_damping: {window: 1h}}"])
+def test_of_alerts_that_are_over_no_labels_are_kept_whether_anybody_is_told_or_not(config: str) -> None:
+    world = World.of(config_of(config))
+    for number in range(100):
+        world.fire(f"crash/{number}", {"pod": f"pod-{number}"})
+        world.advance(world.now_us + 60 * S)
+        world.change(f"crash/{number}", Transition.RESOLVED)
+        world.advance(world.now_us + 600 * S)
+    world.fire("last", {})
+    world.advance(world.now_us + 7200 * S)
+    assert b"pod-" not in world.dispatcher.snapshot()
+
+
 def test_state_of_another_format_is_refused() -> None:
     with pytest.raises(ValueError, match="format 99"):
         Dispatcher(config_of("teams: []"), pickle.dumps((99,)))

@@ -244,7 +244,9 @@ class Dispatcher:
         self, identity: Identity, known: Tracked, alert: Alert, event: AlertEvent, firing: bool, now_us: int
     ) -> None:
         if firing != known.firing:
-            changes = self._changes[identity] = self._flaps.changed(self._changes.get(identity, ()), us_of(event.time))
+            changes = self._flaps.changed(self._changes.get(identity, ()), us_of(event.time))
+            if changes:  # without damping there are none, and without groups nobody would look after them
+                self._changes[identity] = changes
             known.flapping = self._flaps.is_flapping(known.flapping, changes, now_us)
         known.sequence = max(event.sequence, known.sequence)
         known.severity = _SEVERITIES[alert.severity.value]
