@@ -262,6 +262,32 @@ def test_old_incidents_are_forgotten_and_the_version_goes_on() -> None:
     assert len(pickle.dumps(incidents.snapshot())) < 10_000
 
 
+def test_services_that_are_gone_are_forgotten_unless_an_alert_of_theirs_goes_on() -> None:
+    def left(incidents: Incidents) -> int:
+        state = pickle.dumps(incidents.snapshot())
+        return sum(f"gone-{number}".encode() in state for number in range(100))
+
+    day = 24 * 60
+    incidents = Incidents()
+    stuck = Rule("stuck", service="gone-stuck")
+    (began,) = run(stuck.at(0, True), incidents)
+    told = []
+    for number in range(100):
+        rule = Rule("errors", service=f"gone-{number}")
+        told += run([*rule.at(1 + number, True), *rule.at(6 + number, False)], incidents)
+    assert len(final(told)) == 100
+    other = Rule("errors", service="stays")
+    run([*other.at(7 * day, True)], incidents)
+    run(other.say(7 * day, CommandKind.ACKNOWLEDGE, time=time_of(T0_US + 400 * day * 60 * S)), incidents)
+    assert left(incidents) == 100  # whatever a person's clock says
+    restored = Incidents(pickle.loads(pickle.dumps(incidents.snapshot())))
+    run(other.at(9 * day, False), restored)
+    assert left(restored) == 0
+    (ended,) = run(stuck.at(10 * day, False), restored)
+    assert (ended.id, ended.status) == (began.id, "resolved")
+    assert ended.version > began.version
+
+
 def test_a_flood_of_alerts_is_bounded_and_counted() -> None:
     incidents = Incidents()
     many = RuleAlerts(AlertSpec("flood", "test/flood", Severity.WARNING))

@@ -9,7 +9,8 @@ into two; an id that stands for nothing any more is *withdrawn*.
 An incident's version counts what is known of the service's alerts; events tell all incidents of their service that
 are open or younger than a day anew, so that the highest version of each is right whatever came before.
 
-State: 2 kB an alert, kept for 7 days after its incident's end, at most 1,000 of one service.
+State: 2 kB an alert, kept for 7 days after its incident's end, at most 1,000 of one service. A service of which no
+event came for 8 days, and whose alerts have all ended, is forgotten.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -73,6 +74,9 @@ class Incidents:
             ValueError: the state is of another format.
         """
         self._services: dict[str, _Service] = {}
+        """Who was quiet longest first, but for those whose alerts go on."""
+        self._judged = _EPOCH
+        """The newest time that was judged; not that of a command, which is of a person's clock."""
         self.dropped = 0
         """The oldest alerts of services with more than MAX_ALERTS, which made room before their time."""
         if state is None:
@@ -106,9 +110,13 @@ class Incidents:
                 sequence = known.sequence  # an end is an end, also where a crash had it numbered anew
             service.alerts[alert.id] = _Known(sequence, alert)
             service.newest = max(service.newest, event.time)
+            if event.cause.startswith("window:"):
+                self._judged = max(self._judged, event.time)
             touched[name] = service
-        for service in touched.values():
+        for name, service in touched.items():
+            self._services[name] = self._services.pop(name)
             self._forget(service)
+        self._forget_services()
         return [one for name, service in touched.items() for one in self._changes(name, service)]
 
     def _forget(self, service: _Service) -> None:
@@ -127,6 +135,16 @@ class Incidents:
             for one in by_end[:excess]:
                 service.drop(one)
             self.dropped += excess
+
+    def _forget_services(self) -> None:
+        """Drops services that were quiet for so long that nothing comes of their alerts any more."""
+        for _ in range(len(self._services)):
+            name, service = next(iter(self._services.items()))
+            if service.newest > self._judged - KEPT - TOLD:
+                break
+            del self._services[name]
+            if any(one.alert.resolved_at is None for one in service.alerts.values()):
+                self._services[name] = service
 
     def _changes(self, name: str, service: _Service) -> Iterator[Incident]:
         version = service.version()
