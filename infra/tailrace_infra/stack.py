@@ -7,9 +7,10 @@ listen while they run, so that other commands on the same data directory find th
 import json
 import logging
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
@@ -17,7 +18,7 @@ from typing import IO
 from pydantic import SecretStr
 from tailrace_flows.directory_lock import is_locked, lock
 from tailrace_flows.names import joined_name
-from tailrace_flows.private_files import private_directory, write_private
+from tailrace_flows.private_files import open_private, private_directory, write_private
 from tailrace_flows.settings import Settings
 from tailrace_schemas.clock import monotonic_s
 from tailrace_sinks.clickhouse import connect
@@ -27,7 +28,15 @@ from tailrace_infra.child import Child, ChildError, start_child
 from tailrace_infra.config_command import default_config, publish_config, stored_config
 from tailrace_infra.topics import ensure_topics
 
-__all__ = ["Endpoints", "Stack", "embedded_stack", "names_servers", "running_endpoints", "start_clickhouse"]
+__all__ = [
+    "Endpoints",
+    "Stack",
+    "embedded_stack",
+    "names_servers",
+    "running_endpoints",
+    "start_clickhouse",
+    "trim_logs",
+]
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +47,8 @@ FLOW_STOP_S = 8.0
 LEFT_OVER_S = 10.0
 """Processes of a stack that was killed end within this time."""
 LEFT_OVER_POLL_S = 0.1
+LOG_BYTES_MAX = 10 << 20
+"""A client that repeats a query that fails writes 400 bytes each time."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +116,26 @@ def start_clickhouse(data_dir: Path, port: int) -> Child:
 
 
 def _logs(data_dir: Path) -> Path:
-    return private_directory(data_dir / "logs")
+    logs = private_directory(data_dir / "logs")
+    trim_logs(logs)
+    return logs
+
+
+def trim_logs(logs: Path) -> None:
+    """Makes `NAME.log.1` of the last LOG_BYTES_MAX of each log that is longer, and begins that anew.
+
+    The processes that write go on: they append. What they write in the moment between is lost, as with logrotate's
+    `copytruncate`. Where the disk takes nothing the log stays as it is.
+    """
+    for path in logs.glob("*.log"):
+        with suppress(OSError):
+            if path.stat().st_size > LOG_BYTES_MAX:
+                older = path.with_name(f"{path.name}.1")
+                older.unlink(missing_ok=True)  # makes room
+                with path.open("rb") as log, open_private(older, "wb") as copy:
+                    log.seek(-LOG_BYTES_MAX, os.SEEK_END)
+                    shutil.copyfileobj(log, copy)
+                os.truncate(path, 0)
 
 
 class Stack:
@@ -138,6 +168,10 @@ class Stack:
     def failed(self) -> str | None:
         """The name of a process that has ended by itself."""
         return next((name for name, child in self.children.items() if child.process.poll() is not None), None)
+
+    def trim_logs(self) -> None:
+        """As the function; to be called again and again."""
+        trim_logs(self.data_dir / "logs")
 
     def ends(self) -> list[IO[bytes]]:
         """What can be read as soon as a process has ended."""

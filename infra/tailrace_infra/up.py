@@ -107,6 +107,7 @@ def _watch(stack: Stack, stop: StopSignal, duration_s: float | None, console: Co
             failed = stack.failed()
             if failed is not None:
                 raise _PartFailedError(_ended(stack, failed))
+            stack.trim_logs()
             overview = read()
             if overview is None:
                 continue

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tailrace_flows.private_files import open_private
 from tailrace_infra.live import problems
-from tailrace_infra.stack import running_endpoints
+from tailrace_infra.stack import LOG_BYTES_MAX, running_endpoints, trim_logs
 
 from tests.infra.command import embedded, tailrace, up
 from tests.infra.waiting import eventually, gone
@@ -29,6 +30,8 @@ def test_what_the_agent_collects_is_stored_and_is_what_psutil_reads(tmp_path: Pa
     cpu, memory = [], []
     with up(data_dir, "--duration", "12") as running:
         running.endpoints()
+        with (data_dir / "logs" / "broker.log").open("a") as said:  # by the broker, again and again
+            said.write("refused\n" * LOG_BYTES_MAX)
         psutil.cpu_percent()
         while running.process.poll() is None:
             try:
@@ -39,6 +42,9 @@ def test_what_the_agent_collects_is_stored_and_is_what_psutil_reads(tmp_path: Pa
         disk = psutil.disk_usage("/").percent / 100
         assert running.wait() == 0, running.output()
         assert len(re.findall(r"samples=\d+ rate=", running.output())) in (1, 2), "a line every 10 s"
+    sizes = {path.name: path.stat().st_size for path in (data_dir / "logs").iterdir()}
+    assert sizes["broker.log.1"] == LOG_BYTES_MAX
+    assert max(sizes.values()) == LOG_BYTES_MAX
     log = (data_dir / "logs" / "agent.log").read_text()
     recorded, dropped = re.search(r"recorded=(\d+), .*dropped=(\{.*?\})", log).groups()  # type: ignore[union-attr]
     assert dropped == "{}"
@@ -54,6 +60,28 @@ def test_what_the_agent_collects_is_stored_and_is_what_psutil_reads(tmp_path: Pa
     busiest = found["system.cpu.utilization", ""]
     # Not the same half seconds, but the same load.
     assert busiest["least"] - 0.35 <= sum(cpu) / len(cpu) <= busiest["most"] + 0.35
+
+
+def test_a_log_keeps_its_end_and_who_writes_it_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "flow.log"
+    lines = 0
+    with open_private(path, "ab") as log:
+        for _ in range(3):
+            for _ in range(LOG_BYTES_MAX // 100):
+                lines += 1
+                log.write(b"%-109d\n" % lines)
+            log.flush()
+            trim_logs(tmp_path)
+            assert path.stat().st_size == 0
+        log.write(b"the last\n")
+    trim_logs(tmp_path)
+    assert path.read_bytes() == b"the last\n"
+    older = tmp_path / "flow.log.1"
+    assert older.stat().st_size == LOG_BYTES_MAX
+    assert older.stat().st_mode & 0o077 == 0
+    kept = older.read_bytes().splitlines()[1:]
+    assert [int(line) for line in kept] == list(range(lines - len(kept) + 1, lines + 1))
+    assert {one.name for one in tmp_path.iterdir()} == {"flow.log", "flow.log.1"}
 
 
 @pytest.mark.parametrize(
