@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import clickhouse_connect
 import pyarrow as pa
-from clickhouse_connect.driver.exceptions import DataError, NotSupportedError, ProgrammingError
+from clickhouse_connect.driver.exceptions import DataError, NotSupportedError, OperationalError, ProgrammingError
 from clickhouse_connect.driver.exceptions import Error as DriverError
 from urllib3.exceptions import HTTPError
 
@@ -242,7 +242,9 @@ class ClickHouseWriter:
             try:
                 if self._client is None:
                     self._client = _client(self._address, self._password, self._timeout_s, self._tls)
-                self._client.insert_arrow(table, rows, settings=INSERT_SETTINGS)
+                answer = self._client.insert_arrow(table, rows, settings=INSERT_SETTINGS)
+                if not answer.query_id():  # a page of something on the way has status 200, too
+                    raise OperationalError("the answer is not ClickHouse's: it has no X-ClickHouse-Query-Id")
             except (DriverError, HTTPError, OSError) as error:
                 self._note(table, error)
                 self._back_off(table, attempt)

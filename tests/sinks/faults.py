@@ -35,7 +35,7 @@ class CutAfter:
 
 @dataclass(frozen=True)
 class Answer:
-    """An error comes back, of ClickHouse if it has a code, or else of something in between."""
+    """This comes back, of ClickHouse if it has a code, or else of something in between; the server sees nothing."""
 
     status: int
     code: int = 0

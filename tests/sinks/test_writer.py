@@ -24,7 +24,11 @@ from tests.sinks.storage import START_S, Row, Storage, batch, distribution, row
 TOO_MANY_PARTS = Answer(500, 252, "Code: 252. DB::Exception: Too many parts (3000). (TOO_MANY_PARTS)")
 OUT_OF_MEMORY = Answer(500, 241, "Code: 241. DB::Exception: (total) memory limit exceeded. (MEMORY_LIMIT_EXCEEDED)")
 BAD_GATEWAY = Answer(502, text="Bad Gateway")
-TRANSIENT = [Hang(), CutBefore(), CutDuring(), CutAfter(), TOO_MANY_PARTS, OUT_OF_MEMORY, BAD_GATEWAY]
+A_PAGE = Answer(200, text="<html>We will be back soon</html>")
+NOTHING = Answer(204)
+TRANSIENT = [
+    Hang(), CutBefore(), CutDuring(), CutAfter(), TOO_MANY_PARTS, OUT_OF_MEMORY, BAD_GATEWAY, A_PAGE, NOTHING,
+]  # fmt: skip
 
 
 def gauges(count: int, **more: Any) -> list[Row]:
@@ -67,7 +71,7 @@ def test_nothing_to_write_does_not_connect() -> None:
     assert writer.stats.inserts == 0
 
 
-@pytest.mark.parametrize("fault", TRANSIENT, ids=lambda fault: f"{type(fault).__name__}{getattr(fault, 'code', '')}")
+@pytest.mark.parametrize("fault", TRANSIENT, ids=str)
 def test_a_failed_insert_is_repeated(storage: Storage, fault: Any) -> None:
     with proxy_to(storage.settings.url) as proxy:
         proxy.faults = [fault]
