@@ -35,6 +35,9 @@ __all__ = [
 
 SECRETS: Final = ("password", "key_password")
 """Settings whose value may be in a file that the variable with `_FILE` appended names."""
+MAX_RETENTION_DAYS: Final = 10_000
+"""Most ClickHouse servers count the end of a row's time in 32 bits: past 2106 it comes out in 1970, and all rows go at
+once (ClickHouse#101763)."""
 
 
 class _Section(BaseModel):
@@ -133,10 +136,10 @@ class ClickHouseSettings(_Section):
     """PEM; by which the server knows us. Without a password it is that of `user`."""
     key_file: FilePath | None = None
     """PEM; of that certificate."""
-    retention_10s_days: int = Field(7, ge=1)
-    retention_1m_days: int = Field(45, ge=1)
+    retention_10s_days: int = Field(7, ge=1, le=MAX_RETENTION_DAYS)
+    retention_1m_days: int = Field(45, ge=1, le=MAX_RETENTION_DAYS)
     """A 30 d SLO needs more than 30."""
-    retention_1h_days: int = Field(395, ge=1)
+    retention_1h_days: int = Field(395, ge=1, le=MAX_RETENTION_DAYS)
 
 
 class WindowSettings(_Section):

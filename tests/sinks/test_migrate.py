@@ -4,6 +4,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from pydantic import ValidationError
 from tailrace_flows.settings import ClickHouseSettings
 from tailrace_schemas.rows import (
     ALERT_EVENTS,
@@ -18,7 +19,7 @@ from tailrace_schemas.rows import (
 )
 from tailrace_sinks import migrate as module
 from tailrace_sinks.clickhouse import connect
-from tailrace_sinks.migrate import MigrationError, migrate, pending
+from tailrace_sinks.migrate import RETENTION_OF, MigrationError, migrate, pending
 
 from tests.sinks.storage import START_S, Storage, row
 
@@ -112,6 +113,16 @@ def test_rows_age_from_when_they_were_stored(storage: Storage) -> None:
     )
     storage.client.command("OPTIMIZE TABLE rows_10s FINAL")
     assert storage.one("SELECT groupArray(last) FROM (SELECT last FROM windows ORDER BY last)") == [1.0, 2.0]
+
+
+def test_no_retention_ends_before_it_begins(storage: Storage) -> None:
+    """Where a server's times end, the days that are added begin anew with 1970."""
+    for name in set(RETENTION_OF.values()):
+        for days in (10_001, 36_500, 10**12):
+            with pytest.raises(ValidationError, match=name):
+                ClickHouseSettings.model_validate({name: days})
+        settings = ClickHouseSettings.model_validate({name: 10_000})
+        assert storage.one(f"SELECT now() + INTERVAL {getattr(settings, name)} DAY > now() + INTERVAL 27 YEAR")
 
 
 def test_an_applied_file_that_changed_is_an_error(storage: Storage) -> None:
