@@ -6,7 +6,7 @@ it follows the settings whenever they change.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from hashlib import sha256
 from importlib.resources import files
 from typing import Any, Final, NamedTuple, Protocol
@@ -63,6 +63,10 @@ class _Migration(NamedTuple):
         """A statement ends with a semicolon at the end of its line."""
         return [statement for statement in self.text.split(";\n") if statement.strip()]
 
+    def makes(self) -> set[str]:
+        """The names of its tables, views and functions."""
+        return set(re.findall(r"^CREATE (?:TABLE IF NOT EXISTS|OR REPLACE (?:VIEW|FUNCTION)) (\w+)", self.text, re.M))
+
 
 def _known() -> list[_Migration]:
     found = []
@@ -76,6 +80,8 @@ def _known() -> list[_Migration]:
 def migrate(client: Any, retention: Retention) -> list[str]:
     """Applies what is missing to the client's database, which it creates; returns the names of what it did.
 
+    A table, view or function that is gone is made again by its file and those after it; a table is empty then.
+
     Idempotent; two at once do no harm. `client` is a clickhouse-connect client with the right to create databases,
     tables, views and functions. Functions belong to the whole server: databases on one server share the newest.
 
@@ -86,7 +92,7 @@ def migrate(client: Any, retention: Retention) -> list[str]:
     client.command(f"CREATE DATABASE IF NOT EXISTS `{client.database}`", use_database=False)
     client.command(_RECORD)
     done = []
-    for migration in _missing(_applied(client)):
+    for migration in _missing(_applied(client), _there(client)):
         for statement in migration.statements():
             client.command(statement)
         client.insert(
@@ -113,7 +119,7 @@ def pending(client: Any, retention: Retention) -> list[str]:
         settings={"database": "default"},
     )
     recorded = databases.result_rows[0][0] and client.command("EXISTS TABLE schema_migrations")
-    names = [migration.name for migration in _missing(_applied(client) if recorded else {})]
+    names = [migration.name for migration in _missing(_applied(client) if recorded else {}, _there(client))]
     if not recorded:
         return names
     return names + [_ttl_name(*change) for change in _ttl_changes(client, retention).items()]
@@ -124,7 +130,18 @@ def _applied(client: Any) -> dict[int, str]:
     return {number: checksum.decode() if isinstance(checksum, bytes) else checksum for number, checksum in rows}
 
 
-def _missing(applied: Mapping[int, str]) -> list[_Migration]:
+def _there(client: Any) -> set[str]:
+    """The names of tables and views in the database, and of functions on the server."""
+    rows = client.query(
+        "SELECT name FROM system.tables WHERE database = {name:String} "
+        "UNION ALL SELECT name FROM system.functions WHERE origin = 'SQLUserDefined'",
+        parameters={"name": client.database},
+        settings={"database": "default"},
+    ).result_rows
+    return {name for (name,) in rows}
+
+
+def _missing(applied: Mapping[int, str], there: Set[str]) -> list[_Migration]:
     known = _known()
     newer = applied.keys() - {migration.number for migration in known}
     if newer:
@@ -137,7 +154,11 @@ def _missing(applied: Mapping[int, str]) -> list[_Migration]:
                 f"migration {migration.name} was applied to the database with other contents: restore the file, "
                 "and change what it made by a new number"
             )
-    return [migration for migration in known if migration.number not in applied]
+    # What was dropped since, or is not on the server that the database has moved to, is made again, and so is all
+    # that later files have changed of it.
+    gone = [migration.number for migration in known if migration.number in applied and migration.makes() - there]
+    first_gone = min(gone, default=len(known) + 1)
+    return [migration for migration in known if migration.number not in applied or migration.number >= first_gone]
 
 
 def _ttl_changes(client: Any, retention: Retention) -> dict[str, int]:

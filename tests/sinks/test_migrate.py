@@ -21,7 +21,7 @@ from tailrace_sinks import migrate as module
 from tailrace_sinks.clickhouse import connect
 from tailrace_sinks.migrate import RETENTION_OF, MigrationError, migrate, pending
 
-from tests.sinks.storage import START_S, Storage, row
+from tests.sinks.storage import START_S, Storage, distribution, row
 
 FILES = [
     "0001_tables",
@@ -83,6 +83,36 @@ def test_goes_on_where_it_was_interrupted(bare: Storage) -> None:
             bare.client.command(statement)
         assert migrate(bare.client, bare.settings) == FILES + TTLS
         assert everything(bare) == whole
+
+
+@pytest.mark.parametrize(
+    ("dropped", "first"),
+    [
+        ("TABLE rows_10s", 1), ("TABLE rows_1h", 1), ("TABLE counter_rows", 1), ("VIEW windows", 3),
+        ("TABLE incident_rows", 6), ("VIEW alerts", 4),
+    ],
+)  # fmt: skip
+def test_what_was_dropped_is_made_again(bare: Storage, dropped: str, first: int) -> None:
+    """As the writer says where a table is gone: run `tailrace migrate`."""
+    migrate(bare.client, bare.settings)
+    made = everything(bare)
+    bare.write("rows_1m", [row("gauge", last=1.0)])
+    bare.client.command(f"DROP {dropped} SYNC")
+    assert pending(bare.client, bare.settings) == FILES[first - 1 :]
+    migrate(bare.client, bare.settings)
+    assert (pending(bare.client, bare.settings), everything(bare)) == ([], made)
+    assert bare.one("SELECT count() FROM windows_1m") == 1
+
+
+def test_functions_that_the_server_lacks_are_made_again(storage: Storage) -> None:
+    """As those of a database that was restored on another server."""
+    storage.write("rows_10s", [distribution([1.0, 2.0])])
+    storage.client.command("DROP FUNCTION tailrace_bucket_value")
+    try:
+        assert pending(storage.client, storage.settings) == FILES[1:]
+    finally:
+        migrate(storage.client, storage.settings)
+    assert storage.one("SELECT p50 FROM windows") == pytest.approx(1.0, rel=0.0055)
 
 
 def test_retention_follows_the_settings(storage: Storage) -> None:
