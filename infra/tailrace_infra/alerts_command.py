@@ -21,14 +21,16 @@ from tailrace_schemas.config import parse_duration
 from tailrace_sinks.clickhouse import connect
 from tailrace_sinks.kafka import KafkaWriter, about, is_hopeless
 
-from tailrace_infra.errors import EXPECTED, kafka_reason, reason
+from tailrace_infra.errors import EXPECTED, clickhouse_reason, kafka_reason
 from tailrace_infra.output import Format, write_rows
 from tailrace_infra.visible import json_visible
 
 __all__ = ["ask", "new_command", "register"]
 
+USUAL_S: Final = 2.0
+"""A flow answers a command within a second or two."""
 ANSWER_S: Final = 15.0
-"""A flow answers a command within a second or two; after this time it is not running."""
+"""After this time it is not running."""
 
 alerts_app = typer.Typer(help="See alerts, and say what is done about them.", no_args_is_help=True)
 
@@ -188,9 +190,9 @@ def watch(
 
         tailrace alerts watch | jq '.alert.name'
     """
-    from tailrace_infra.cli import fail
+    from tailrace_infra.cli import fail, reach_kafka
 
-    kafka = _settings(data_dir).kafka
+    kafka = reach_kafka(_settings(data_dir).kafka)
     try:
         with _EventTail(kafka) as tail:
             for event in tail.events(duration):
@@ -220,7 +222,7 @@ def _query(settings: Settings, query: str, parameters: dict[str, Any]) -> tuple[
         with connect(settings.clickhouse) as client:
             found = client.query(query, parameters=parameters)
     except (ValueError, *EXPECTED) as error:
-        fail(f"{settings.clickhouse.url}: {reason(error)}")
+        fail(clickhouse_reason(settings.clickhouse, error))
     return list(found.column_names), list(found.result_rows)
 
 
@@ -258,20 +260,23 @@ def _command(
     data_dir: Path | None, alert: str, kind: CommandKind, message: str, author: str | None, **more: Any
 ) -> None:
     """Sends the command and waits for its answer, which it prints."""
-    from tailrace_infra.cli import complain, fail
+    from tailrace_infra.cli import complain, fail, reach_kafka
 
     settings = _settings(data_dir)
     # One that is whole is not asked for: ClickHouse may be away, and the flow judges it itself.
     alert_id = alert if _WHOLE_ID.fullmatch(alert) else _whole_id(settings, alert)
     command = new_command(kind, alert_id, message, author, **more)
-    kafka, cause = settings.kafka, f"command:{command.id}"
+    kafka, cause = reach_kafka(settings.kafka), f"command:{command.id}"
     try:
         with _EventTail(kafka) as tail:
             sent = command_message(command)
             writer = KafkaWriter(kafka.client(), lambda: False)
             writer.write(kafka.topics.commands, sent.key, sent.value, sent.headers)
             writer.flush()
-            event = next((one for one in tail.events(ANSWER_S) if one.cause == cause), None)
+            event = next((one for one in tail.events(USUAL_S) if one.cause == cause), None)
+            if event is None:
+                complain("sent; waiting for the flow to answer ...")
+                event = next((one for one in tail.events(ANSWER_S - USUAL_S) if one.cause == cause), None)
     except KafkaException as error:
         fail(kafka_reason(kafka, error))
     if event is None:

@@ -157,10 +157,10 @@ def reset(
 
 def _send(data_dir: Path | None, kind: CommandKind, about: str, message: str, author: str | None) -> None:
     """Puts a command on its topic; ends the command where the broker does not take it."""
-    from tailrace_infra.cli import fail, resolved_settings
+    from tailrace_infra.cli import fail, reach_kafka, resolved_settings
 
     command = new_command(kind, about, message, author)
-    kafka = resolved_settings(data_dir).kafka
+    kafka = reach_kafka(resolved_settings(data_dir).kafka)
     sent = command_message(command)
     try:
         writer = KafkaWriter(kafka.client(), lambda: False)

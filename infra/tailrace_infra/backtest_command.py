@@ -234,10 +234,10 @@ def _judge_stored(
 def _judge_topic(
     run: Backtest, topic: str, data_dir: Path | None, first_s: int, end_s: int, stream: str
 ) -> tuple[list[Step], int]:
-    from tailrace_infra.cli import resolved_settings
+    from tailrace_infra.cli import reach_kafka, resolved_settings
 
     settings = resolved_settings(data_dir)
-    kafka = settings.kafka
+    kafka = reach_kafka(settings.kafka)
     try:
         found = TopicWindows(
             kafka.client(), topic, run.keep, first_s, end_s, stream=stream, early_s=settings.windows.max_future_s

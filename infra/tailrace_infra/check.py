@@ -9,12 +9,11 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 from confluent_kafka import KafkaException
 from tailrace_flows.settings import Settings
 from tailrace_schemas.config import Config
-from tailrace_schemas.kafka_errors import advice
 from tailrace_sinks.clickhouse import connect
 from tailrace_sinks.migrate import pending
 from urllib3.exceptions import HTTPError
 
-from tailrace_infra.errors import kafka_metadata, reason
+from tailrace_infra.errors import clickhouse_reason, kafka_metadata, kafka_reason, reason
 from tailrace_infra.overview import LagReader, read_overview
 
 __all__ = ["Check", "check_kafka", "meanings", "run_checks", "status_rows"]
@@ -34,12 +33,15 @@ class Check:
 
 def run_checks(settings: Settings) -> list[Check]:
     """Looks at everything a flow needs; nothing is changed."""
+    kafka, clickhouse = check_kafka(settings), _check("clickhouse", lambda: _clickhouse(settings))
     return [
         _check("settings", lambda: _settings(settings)),
-        check_kafka(settings),
-        _check("topics", lambda: _topics(settings)),
-        _check("clickhouse", lambda: _clickhouse(settings)),
-        _check("tables", lambda: _tables(settings)),
+        kafka,
+        _check("topics", lambda: _topics(settings)) if kafka.ok else Check("topics", False, "not known without Kafka"),
+        clickhouse,
+        _check("tables", lambda: _tables(settings))
+        if clickhouse.ok
+        else Check("tables", False, "not known without ClickHouse"),
     ]
 
 
@@ -90,13 +92,7 @@ def _kafka(settings: Settings) -> str:
     try:
         found = kafka_metadata(settings.kafka)
     except KafkaException as error:
-        text = reason(error)
-        if not advice(text):
-            text += (
-                " - is it kafka.bootstrap_servers or kafka.security_protocol that is wrong? "
-                "`tailrace kafka start` runs a Kafka here, `tailrace up` everything"
-            )
-        raise ValueError(f"{settings.kafka.bootstrap_servers}: {text}") from error
+        raise ValueError(kafka_reason(settings.kafka, error, asked=True)) from error
     return f"{settings.kafka.bootstrap_servers}: cluster {found.cluster_id}, {len(found.brokers)} broker(s)"
 
 
@@ -113,11 +109,7 @@ def _clickhouse(settings: Settings) -> str:
         with connect(settings.clickhouse) as client:
             return f"{settings.clickhouse.url}: version {client.server_version}"
     except (ClickHouseError, HTTPError) as error:
-        text = reason(error)
-        raise ValueError(
-            f"{settings.clickhouse.url}: {text}"
-            + ("" if "look at" in text else " - is it clickhouse.url that is wrong, or user and password?")
-        ) from error
+        raise ValueError(clickhouse_reason(settings.clickhouse, error)) from error
 
 
 def _tables(settings: Settings) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Final, NoReturn, TypeVar
 import typer
 from rich.console import Console
 from rich.text import Text
-from tailrace_flows.settings import Settings
+from tailrace_flows.settings import KafkaSettings, Settings
 from tailrace_flows.settings import load_settings as read_settings
 
 from tailrace_infra.logs import configure_logging
@@ -97,6 +97,23 @@ def resolved_settings(data_dir: Path | None) -> Settings:
     if data_dir is not None:
         fail(f"no stack runs on {data_dir}: start one with `tailrace up --data-dir {data_dir}`")
     return settings
+
+
+def reach_kafka(kafka: KafkaSettings) -> KafkaSettings:
+    """The same settings, when Kafka has answered.
+
+    Where it does not, the command ends within 5 s, and says which setting it may be: librdkafka's own calls wait up to
+    half a minute each, in which Ctrl-C is not heard.
+    """
+    from confluent_kafka import KafkaException
+
+    from tailrace_infra.errors import kafka_metadata, kafka_reason
+
+    try:
+        kafka_metadata(kafka, lambda: complain(f"waiting for Kafka at {kafka.bootstrap_servers} ..."))
+    except KafkaException as error:
+        fail(kafka_reason(kafka, error, asked=True))
+    return kafka
 
 
 @app.command()
@@ -231,14 +248,14 @@ def migrate(data_dir: DataDir = None, format: FormatOption = Format.TABLE) -> No
     from tailrace_sinks.clickhouse import connect
     from tailrace_sinks.migrate import migrate as apply
 
-    from tailrace_infra.errors import EXPECTED, reason
+    from tailrace_infra.errors import EXPECTED, clickhouse_reason
 
     settings = resolved_settings(data_dir)
     try:
         with connect(settings.clickhouse) as client:
             applied = apply(client, settings.clickhouse)
     except (ValueError, *EXPECTED) as error:
-        fail(f"{settings.clickhouse.url}: {reason(error)}")
+        fail(clickhouse_reason(settings.clickhouse, error))
     write_rows(["migration", "state"], [[name, "applied"] for name in applied] or [["all", "up to date"]], format)
 
 
@@ -252,7 +269,7 @@ def topics(data_dir: DataDir = None, format: FormatOption = Format.TABLE) -> Non
     """
     from tailrace_infra.topics import TopicsError, ensure_topics
 
-    kafka = resolved_settings(data_dir).kafka
+    kafka = reach_kafka(resolved_settings(data_dir).kafka)
     try:
         states = ensure_topics(kafka.client(), kafka.topics, kafka.partitions, kafka.replication_factor)
     except TopicsError as error:
@@ -302,13 +319,13 @@ def status(data_dir: DataDir = None, format: FormatOption = Format.TABLE) -> Non
         tailrace status --format json
     """
     from tailrace_infra.check import status_rows
-    from tailrace_infra.errors import EXPECTED, reason
+    from tailrace_infra.errors import EXPECTED, clickhouse_reason
 
     settings = resolved_settings(data_dir)
     try:
         rows = status_rows(settings)
     except (ValueError, *EXPECTED) as error:
-        fail(f"{settings.clickhouse.url}: {reason(error)}")
+        fail(clickhouse_reason(settings.clickhouse, error))
     write_rows(["figure", "value"], rows, format)
 
 

@@ -65,10 +65,11 @@ def apply(
 
         tailrace apply --prune /etc/tailrace/*.yaml
     """
-    from tailrace_infra.cli import DATA_DIR, fail, resolved_settings
+    from tailrace_infra.cli import DATA_DIR, fail, reach_kafka, resolved_settings
 
     settings = resolved_settings(data_dir)
     config = load_files(files)
+    reach_kafka(settings.kafka)
     try:
         changes = changes_of(config, read_config(settings.kafka.client(), settings.kafka.topics.config), prune=prune)
         _tell_of_defaults(changes)
@@ -126,9 +127,9 @@ def history(
 
         tailrace config history rule_group/host
     """
-    from tailrace_infra.cli import fail, resolved_settings
+    from tailrace_infra.cli import fail, reach_kafka, resolved_settings
 
-    kafka = resolved_settings(data_dir).kafka
+    kafka = reach_kafka(resolved_settings(data_dir).kafka)
     rows = []
     try:
         for time_ms, change in sorted(read_changes(kafka.client(), kafka.topics.config), key=lambda one: one[0]):
@@ -219,9 +220,9 @@ def default_config() -> list[Record]:
 
 
 def _in_force(data_dir: Path | None) -> dict[str, ConfigModel]:
-    from tailrace_infra.cli import fail, resolved_settings
+    from tailrace_infra.cli import fail, reach_kafka, resolved_settings
 
-    kafka = resolved_settings(data_dir).kafka
+    kafka = reach_kafka(resolved_settings(data_dir).kafka)
     try:
         return read_config(kafka.client(), kafka.topics.config)
     except KafkaException as error:

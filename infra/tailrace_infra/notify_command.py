@@ -45,7 +45,7 @@ def notify(
     """
     from confluent_kafka import KafkaException
 
-    from tailrace_infra.cli import fail, resolved_settings
+    from tailrace_infra.cli import fail, reach_kafka, resolved_settings
     from tailrace_infra.errors import kafka_reason
 
     try:
@@ -57,7 +57,7 @@ def notify(
         fail(f"this needs the package {error.name}: pip install 'tailrace[notify]'")
     from tailrace_infra.signals import StopSignal
 
-    kafka = resolved_settings(data_dir).kafka
+    kafka = reach_kafka(resolved_settings(data_dir).kafka)
     masker = Masker()
     for handler in logging.getLogger().handlers:
         handler.addFilter(MaskingFilter(masker))

@@ -91,7 +91,7 @@ def replay_file(
 
         TAILRACE_KAFKA__BOOTSTRAP_SERVERS=kafka:9092 tailrace replay samples.parquet --speed 1
     """
-    from tailrace_infra.cli import fail, load_settings
+    from tailrace_infra.cli import fail, load_settings, reach_kafka
 
     try:
         options = ReplayOptions(
@@ -103,6 +103,7 @@ def replay_file(
             path_segments=path_segments,
         )  # fmt: skip
         with _target(load_settings(), embedded, data_dir) as (settings, paced):
+            reach_kafka(settings.kafka)
             result = _push(file, settings, options, stream, speed, max_bad_ratio, paced)
             counted = _await_rows(settings, result) if paced else {}
     except (ReplayError, *EXPECTED) as error:

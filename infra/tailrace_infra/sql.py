@@ -14,7 +14,7 @@ from tailrace_sinks.clickhouse import connect
 from urllib3.exceptions import HTTPError
 
 from tailrace_infra.child import Child, ChildError
-from tailrace_infra.errors import reason
+from tailrace_infra.errors import clickhouse_reason, reason
 from tailrace_infra.stack import names_servers, running_endpoints, start_clickhouse
 
 __all__ = ["SqlError", "query_rows", "server"]
@@ -69,7 +69,7 @@ def _explain(error: Exception, settings: Settings) -> str:
         return f"{text}\nQueries only read unless --write is given."
     if "failed at position" in text and "(FORMAT)" in text:
         return f"{text}\nLeave out FORMAT: --format chooses how rows are printed."
-    return text if "DB::Exception" in text else f"{settings.clickhouse.url}: {text}"
+    return text if "DB::Exception" in text else clickhouse_reason(settings.clickhouse, error)
 
 
 @contextmanager

@@ -166,13 +166,26 @@ def test_check_of_files_says_what_they_mean_or_what_is_wrong_where(tmp_path: Pat
     assert tailrace("check", str(tmp_path / "none.yaml")).returncode == 2
 
 
-@pytest.mark.parametrize("command", [["sql", "SELECT 1"], ["migrate"], ["status"], ["topics"]])
-def test_servers_that_are_away_are_named_in_one_line(command: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("command", "setting"),
+    [
+        (["sql", "SELECT 1"], "clickhouse.url"),
+        (["migrate"], "clickhouse.url"),
+        (["status"], "clickhouse.url"),
+        (["alerts", "list"], "clickhouse.url"),
+        (["topics"], "kafka.bootstrap_servers"),
+        (["config", "list"], "kafka.bootstrap_servers"),
+        (["alerts", "ack", "0123456789abcdef"], "kafka.bootstrap_servers"),
+        (["notify"], "kafka.bootstrap_servers"),
+    ],
+)
+def test_servers_that_are_away_are_named_with_their_setting(command: list[str], setting: str) -> None:
     done = tailrace(*command, environment=NOWHERE)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "127.0.0.1:1" in done.stderr
-    assert "Connection refused" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    *before, told = done.stderr.splitlines()
+    assert before == (["tailrace: waiting for Kafka at 127.0.0.1:1 ..."] if "kafka" in setting else [])
+    for part in ("127.0.0.1:1", "Connection refused", setting, "`tailrace up`", "--data-dir"):
+        assert part in told
 
 
 @pytest.mark.parametrize(
