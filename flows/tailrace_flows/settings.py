@@ -123,10 +123,16 @@ def _shown(secret: SecretStr | None) -> str | None:
     return secret.get_secret_value() if secret else None
 
 
+def _clickhouse_url(text: str) -> str:
+    if not re.fullmatch(r"https?://[^\s@]+", text):
+        raise ValueError("must be http://HOST:PORT or https://HOST:PORT; user and password are settings of their own")
+    return text
+
+
 class ClickHouseSettings(_Section):
     """How to reach ClickHouse's HTTP interface. With https its certificate is verified, name and all."""
 
-    url: str = Field("http://localhost:8123", pattern=r"^https?://[^\s@]+$")
+    url: Annotated[str, AfterValidator(_clickhouse_url)] = "http://localhost:8123"
     database: str = Field("tailrace", pattern=r"^[a-zA-Z_][a-zA-Z0-9_]{0,62}$")
     user: str = "default"
     password: SecretStr = SecretStr("")
@@ -255,8 +261,8 @@ class Settings(BaseSettings):
 
     Raises:
         ValueError: a key or variable that is none of these, a value that does not fit, or a file that is not TOML;
-            names it, and what is allowed.
-        OSError: a file of a secret cannot be read.
+            names it, and what is allowed. Or a secret's file that cannot be read.
+        OSError: `tailrace.toml` cannot be read.
     """
 
     model_config = SettingsConfigDict(
@@ -346,7 +352,12 @@ class _Environment(_Source):
                 )
             for name, path in files.items():
                 if path and name not in values:
-                    values[name] = Path(path).read_text().strip()
+                    try:
+                        values[name] = Path(path).read_text("utf-8").strip()
+                    except (OSError, UnicodeDecodeError) as error:
+                        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"  # and not what it is
+                        variable = f"TAILRACE_{section.upper()}__{name.upper()}_FILE"
+                        raise ValueError(f"{variable} names {path}, which cannot be read: {why}") from None
         return found
 
 

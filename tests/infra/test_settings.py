@@ -131,8 +131,17 @@ def test_faults_are_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
         load_settings()
     assert len(str(caught.value).splitlines()) == 3
     monkeypatch.setenv("TAILRACE_KAFKA__PASSWORD_FILE", "/none")
-    with pytest.raises(ValueError, match=r"the settings are wrong: .*/none"):
+    with pytest.raises(
+        ValueError, match=r"the settings are wrong: TAILRACE_KAFKA__PASSWORD_FILE names /none, .*: No such file"
+    ):
         load_settings()
+
+
+def test_an_url_with_a_password_is_refused_without_showing_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAILRACE_CLICKHOUSE__URL", "http://me:geheim@clickhouse:8123")
+    with pytest.raises(ValueError, match=r"clickhouse\.url: .*user and password are settings of their own") as caught:
+        load_settings()
+    assert "geheim" not in str(caught.value)
 
 
 @pytest.mark.parametrize("section", ["kafka", "clickhouse"])
@@ -149,7 +158,11 @@ def test_a_password_comes_from_a_file_and_is_never_shown(
     assert getattr(Settings(), section).password.get_secret_value() == "variable"
     monkeypatch.setenv(f"TAILRACE_{section.upper()}__PASSWORD_FILE", str(directory / "none"))
     monkeypatch.delenv(f"TAILRACE_{section.upper()}__PASSWORD")
-    with pytest.raises(OSError, match="none"):
+    with pytest.raises(ValueError, match=rf"TAILRACE_{section.upper()}__PASSWORD_FILE names .*none"):
+        Settings()
+    (directory / "binary").write_bytes(b"\xffgeheim")
+    monkeypatch.setenv(f"TAILRACE_{section.upper()}__PASSWORD_FILE", str(directory / "binary"))
+    with pytest.raises(ValueError, match=r"binary, which cannot be read: it is not UTF-8$"):
         Settings()
 
 
