@@ -572,6 +572,40 @@ def test_without_delays_the_active_set_is_what_the_last_known_conditions_say(ste
         assert {alert.labels["series"] for alert in player.alerts.alerts()} == active
 
 
+@pytest.mark.parametrize("for_s", [300, 3 * 24 * 3600])
+def test_what_vanishes_while_it_is_pending_is_let_go_after_a_day_and_does_not_fill_the_rule(
+    monkeypatch: pytest.MonkeyPatch, for_s: int
+) -> None:
+    monkeypatch.setattr(lifecycle, "MAX_ALERTS", 100)
+    alerts = RuleAlerts(AlertSpec("Crashes", "pods/Crashes", Severity.WARNING, for_us=for_s * S))
+    kept_s = max(for_s, 24 * 3600)
+    pods = 0
+    for t_s in range(0, 10 * 24 * 3600, 3600):
+        pods += 1
+        new = labels_of(f"pod-{pods}")
+        assert alerts.evaluate(t_s * S, {new: 1.0}, silent=set(alerts.held())) == []
+        assert alerts.refused == 0
+        alerts = RuleAlerts(alerts.spec, alerts.snapshot())
+    gone_s = kept_s // 3600 + 1  # of each pod there are data once
+    assert alerts.held() == [labels_of(f"pod-{number}") for number in range(pods - gone_s + 1, pods + 1)]
+
+
+def test_what_has_no_data_for_less_than_a_day_is_pending_still_and_what_is_active_stays_so() -> None:
+    alerts = RuleAlerts(AlertSpec("Crashes", "pods/Crashes", Severity.WARNING, for_us=60 * S))
+    a, b = labels_of("a"), labels_of("b")
+    alerts.evaluate(0, {b: 1.0})
+    (event,) = alerts.evaluate(60 * S, {b: 1.0})
+    alerts.evaluate(100 * S, {a: 1.0}, silent=True)
+    day_s = 24 * 3600
+    alerts.evaluate(day_s * S, {}, silent=True)
+    assert alerts.held() == [b, a]
+    (fired,) = alerts.evaluate((day_s + 60) * S, {a: 1.0}, silent=True)
+    assert fired.alert is not None
+    assert fired.alert.labels["series"] == "a"
+    alerts.evaluate(30 * day_s * S, {}, silent=True)
+    assert {one.id for one in alerts.alerts()} == {one.alert.id for one in (event, fired) if one.alert}
+
+
 def test_a_rule_over_too_many_label_sets_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lifecycle, "MAX_ALERTS", 3)
     alerts = RuleAlerts(AlertSpec("Rule", "group/Rule", Severity.WARNING))

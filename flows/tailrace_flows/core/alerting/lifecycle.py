@@ -8,7 +8,8 @@ acknowledgement on top:
 Where this differs, and why:
 
 - **No data freezes** (`silent`): nothing begins, nothing ends, and no clock runs: `for` and `keep_firing_for` count
-  measured time alone. Prometheus resolves an alert whose series vanish (prometheus#17482).
+  measured time alone. Prometheus resolves an alert whose series vanish (prometheus#17482). What is pending, of which
+  nobody knows yet, is let go after a day: label sets come and go, and would fill the rule.
 - **A clear threshold** (`holding`): a value between the two thresholds keeps an active alert and drops a pending one.
 - **Told before a crash** (`recall`): what the topic says of an alert stands once its time has been judged again.
 - **Resolved by command while the condition holds**: the label set is quenched; it does not fire again until its
@@ -48,6 +49,8 @@ __all__ = ["AlertSpec", "RuleAlerts", "describe"]
 
 MAX_ALERTS: Final = 10_000
 """Of a rule at a time, pending ones included: some 6 MB of state. What is past the threshold beyond that is refused."""
+PENDING_SILENT_US: Final = 24 * 3600 * 1_000_000
+"""What is pending and was without data for longer than this, and than `for`, is gone."""
 RESOLVED_KEPT: Final = 100
 """Alerts of a rule that can still be annotated and marked after their end; the oldest make room."""
 RESOLVED_KEPT_US: Final = 7 * 24 * 3600 * 1_000_000
@@ -246,6 +249,9 @@ class RuleAlerts:
             return None
         if frozen and held is None:
             instance.paused_us += elapsed_us
+            is_pending = instance.life is None and not instance.quenched
+            if is_pending and instance.paused_us > max(PENDING_SILENT_US, self.spec.for_us):
+                del self._instances[labels]
             return None
         if instance.life is not None:
             # Counted from the first evaluation without the condition, as Prometheus does.
