@@ -33,6 +33,8 @@ WAITING_WRITES: Final = 2
 """In memory; then the flow waits."""
 SAY_EVERY_S: Final = 30.0
 CHECKSUM_BYTES: Final = 4
+BLOCK_BYTES: Final = 4096
+"""File systems allocate so much at a time; a write of an epoch is often less."""
 
 
 class RowWriter(Protocol):
@@ -55,43 +57,42 @@ class Spool:
     def __init__(self, root: Path, max_bytes: int) -> None:
         """Touches no disk. `max_bytes`: of this process' files."""
         self.root = root
+        self.size = 0
+        """Bytes that the files take on the disk."""
         self._max_bytes = max_bytes
-        self._sizes: dict[Path, int] = {}
         self._added = 0
         self._held = ExitStack()
         self._own: Path | None = None
 
-    @property
-    def size(self) -> int:
-        """Bytes of the files."""
-        return sum(self._sizes.values())
+    def path(self, name: str) -> str:
+        """Where a file is."""
+        return f"{self._directory()}/{name}"  # of a Path Python 3.12 keeps the name for good, 0.1 kB of each
 
-    def adopt(self) -> list[Path]:
-        """Takes over what dead processes left; in order."""
+    def adopt(self) -> list[str]:
+        """Takes over what dead processes left; the names of the files, in order."""
         adopted = []
         for directory in sorted(self.root.glob("[!.]*")) if self.root.exists() else []:
             with suppress(LockedError, FileNotFoundError), lock(directory):
                 for path in directory.glob("*.arrow"):
-                    mine = path.rename(self._directory() / path.name)
-                    self._sizes[mine] = mine.stat().st_size
-                    adopted.append(mine)
+                    path.rename(self.path(path.name))
+                    self.size += _taken(self.path(path.name))
+                    adopted.append(path.name)
                 for left in directory.iterdir():  # the lock, and a file that was never whole
                     left.unlink()
                 directory.rmdir()
-        return sorted(adopted, key=lambda path: path.name)
+        return sorted(adopted)
 
-    def add(self, table: str, batches: list[Any]) -> Path | None:
-        """Durable when it returns; None: no room.
+    def add(self, table: str, batches: list[Any]) -> str | None:
+        """Durable when it returns the file's name; None: no room.
 
         Raises:
             OSError: the disk does not take it.
         """
         if self.size >= self._max_bytes:
             return None
-        directory = self._directory()
         self._added += 1
-        path = directory / f"{now_us():020d}-{self._added:06d}-{table}.arrow"
-        new = directory / "new"
+        name = f"{now_us():020d}-{self._added:06d}-{table}.arrow"
+        new = self._directory() / "new"
         content = pa.BufferOutputStream()
         options = pa.ipc.IpcWriteOptions(compression="lz4")
         with pa.ipc.new_stream(content, batches[0].schema, options=options) as stream:
@@ -103,19 +104,21 @@ class Spool:
             file.write(arrow)
             file.flush()
             os.fsync(file.fileno())
-        new.rename(path)
-        _sync(directory)
-        self._sizes[path] = CHECKSUM_BYTES + arrow.size
-        return path
+        os.rename(new, self.path(name))
+        _sync(self._directory())
+        self.size += _taken(self.path(name))
+        return name
 
-    def read(self, path: Path) -> list[Any]:
+    def read(self, name: str) -> list[Any]:
         """The batches of a file.
 
         Raises:
             SpoolError: it is not as it was written.
         """
+        path = self.path(name)
         try:
-            content = path.read_bytes()
+            with open(path, "rb") as file:
+                content = file.read()
         except OSError as error:
             raise SpoolError(f"{path} holds rows for ClickHouse and cannot be read: {error}") from error
         checksum, arrow = content[:CHECKSUM_BYTES], memoryview(content)[CHECKSUM_BYTES:]
@@ -127,10 +130,12 @@ class Spool:
         with pa.ipc.open_stream(arrow) as stream:
             return list(stream)
 
-    def remove(self, path: Path) -> None:
+    def remove(self, name: str) -> None:
         """Its rows are stored."""
-        path.unlink(missing_ok=True)
-        del self._sizes[path]
+        path = self.path(name)
+        with suppress(FileNotFoundError):
+            self.size -= _taken(path)
+            os.unlink(path)
 
     def _directory(self) -> Path:
         if self._own is None:
@@ -153,26 +158,32 @@ def _sync(directory: Path) -> None:
         os.close(descriptor)
 
 
-def table_of(path: Path) -> str:
+def _taken(path: str) -> int:
+    """What a file takes on the disk."""
+    return -(-os.stat(path).st_size // BLOCK_BYTES) * BLOCK_BYTES
+
+
+def table_of(name: str) -> str:
     """The table that a file's rows belong to."""
-    return path.stem.split("-", 2)[2]
+    return name.removesuffix(".arrow").split("-", 2)[2]
 
 
 class _Write:
-    """One call of `Behind.write`: its batches, or where the spool has them."""
+    """One call of `Behind.write`: its batches, or the spool's file that has them."""
 
-    __slots__ = ("batches", "path", "table")
+    __slots__ = ("batches", "file", "table")
 
-    def __init__(self, table: str, batches: list[Any] | None, path: Path | None = None) -> None:
+    def __init__(self, table: str, batches: list[Any] | None, file: str | None = None) -> None:
         self.table = table
         self.batches = batches
-        self.path = path
+        self.file = file
 
 
 class Behind:
     """Writes in a thread of its own, in order. Of two cores ClickHouse keeps one busy while the flow uses the other.
 
-    Memory: WAITING_WRITES writes and the one that is being made.
+    Memory: WAITING_WRITES writes and the one that is being made, and 0.2 kB for each that is on disk, where each epoch
+    may leave some for days.
 
     Args:
         stopping: once true, `wait` waits for all that ClickHouse still takes.
@@ -192,7 +203,9 @@ class Behind:
         self._stopping = stopping
         self._patience_s = patience_s
         self._changed = threading.Condition()
-        self._writes = deque(_Write(table_of(path), None, path) for path in spool.adopt())
+        self._writes = deque(_Write(table_of(name), None, name) for name in spool.adopt())
+        self._alone: deque[_Write] = deque()
+        """Those that are in memory alone: the last ones."""
         if self._writes:
             log.info("%d writes that waited for ClickHouse when a flow ended are made now", len(self._writes))
         self._first_since_s = monotonic_s()
@@ -210,6 +223,7 @@ class Behind:
             if not self._writes:
                 self._first_since_s = monotonic_s()
             self._writes.append(_Write(table, batches))
+            self._alone.append(self._writes[-1])
             self._changed.notify_all()
             self._settle(WAITING_WRITES)
 
@@ -224,16 +238,15 @@ class Behind:
     def _settle(self, most: int) -> None:
         """Until at most so many writes are in memory alone."""
         while True:
-            alone = [one for one in self._writes if one.batches is not None]
             # The writer gives up where the process is to end: what it has not stored is kept for the next.
             gave_up = isinstance(self._failure, StoppedError)
             if self._failure is not None and not gave_up:
                 raise self._failure
-            if len(alone) <= most:
+            if len(self._alone) <= most:
                 return
             # When ClickHouse is back, the flow does not wait for it until hardly anything is left on disk.
-            behind = gave_up or len(self._writes) - len(alone) > WAITING_WRITES or self._is_late()
-            if behind and self._keep(alone[0]):
+            behind = gave_up or len(self._writes) - len(self._alone) > WAITING_WRITES or self._is_late()
+            if behind and self._keep_first():
                 continue
             if gave_up:
                 raise self._failure  # type: ignore[misc]  # it is a StoppedError
@@ -242,24 +255,26 @@ class Behind:
     def _is_late(self) -> bool:
         return monotonic_s() - self._first_since_s > self._patience_s
 
-    def _keep(self, one: _Write) -> bool:
-        """Puts a write into the spool; false: it has no room."""
+    def _keep_first(self) -> bool:
+        """Puts the first write that is in memory alone into the spool; false: it has no room."""
+        one = self._alone[0]
         assert one.batches is not None
         full = "that is recovery.spool_mb"
         try:
-            one.path = self._spool.add(one.table, one.batches)
+            one.file = self._spool.add(one.table, one.batches)
         except OSError as error:
             full = str(error)
-        if one.path is not None:
+        if one.file is not None:
             one.batches = None
+            self._alone.popleft()
         if monotonic_s() - self._said_s > SAY_EVERY_S:
             self._said_s = monotonic_s()
             log.warning(
                 "ClickHouse is away or behind: %d writes, %.1f MB, wait for it in %s%s",
                 len(self._writes), self._spool.size / 1e6, self._spool.root,
-                "" if one.path else f"; {full}, so the flow waits, and alerts with it",
+                "" if one.file else f"; {full}, so the flow waits, and alerts with it",
             )  # fmt: skip
-        return one.path is not None
+        return one.file is not None
 
     def _run(self) -> None:
         try:
@@ -276,21 +291,23 @@ class Behind:
             one = self._writes[0]
             batches = one.batches
         if batches is None:
-            assert one.path is not None
-            batches = self._spool.read(one.path)
+            assert one.file is not None
+            batches = self._spool.read(one.file)
         try:
             self._writer.write(one.table, batches)
         except WriteRejectedError as error:
-            if one.path is None:
+            if one.file is None:
                 raise
             raise WriteRejectedError(
-                f"{error} (these rows wait in {one.path}: without the file they are lost)"
+                f"{error} (these rows wait in {self._spool.path(one.file)}: without the file they are lost)"
             ) from error
         with self._changed:
-            if one.path is not None:  # perhaps only since the write began
-                self._spool.remove(one.path)
+            if one.file is not None:  # perhaps only since the write began
+                self._spool.remove(one.file)
+            else:
+                self._alone.popleft()
             self._writes.popleft()
             self._first_since_s = monotonic_s()
-            if one.path is not None and not self._writes:
+            if one.file is not None and not self._writes:
                 log.info("ClickHouse has caught up")
             self._changed.notify_all()

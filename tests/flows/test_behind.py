@@ -1,6 +1,7 @@
 """What ClickHouse does not take at once: it is kept on disk, comes in order, and survives the process."""
 
 import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,43 @@ def test_what_a_living_process_has_on_disk_is_left_to_it(tmp_path: Path) -> None
     writes.wait()
     assert table.numbers == [2]
     assert len(files(tmp_path)) == 1
+
+
+def test_small_writes_count_as_what_they_take_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.os, "fsync", lambda _: None)
+    spool = Spool(tmp_path, MB)
+    while spool.add("a", rows(1)):
+        pass
+    assert MB - 4096 <= sum(path.stat().st_blocks * 512 for path in files(tmp_path)) <= MB + 4096
+    assert spool.size == 4096 * len(files(tmp_path))
+    adopted = Spool(tmp_path, MB)
+    spool._held.close()  # as the kernel does with its lock
+    names = adopted.adopt()
+    assert adopted.size == spool.size
+    for name in names:
+        adopted.remove(name)
+    assert adopted.size == 0
+    assert not files(tmp_path)
+
+
+def test_what_waits_on_disk_for_days_takes_hardly_any_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.os, "fsync", lambda _: None)
+    writes = behind(Table(away=True), tmp_path, spool_mb=100)
+    batches = rows(1)
+
+    def pass_time(epochs: int) -> None:
+        for _ in range(epochs):
+            writes.write("counter_rows", batches)
+            writes.wait()
+
+    pass_time(100)
+    tracemalloc.start()
+    try:
+        pass_time(1000)
+        assert tracemalloc.get_traced_memory()[0] < 300_000
+    finally:
+        tracemalloc.stop()
+    assert len(files(tmp_path)) == 1100
 
 
 def test_with_a_full_spool_the_flow_waits_for_clickhouse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
