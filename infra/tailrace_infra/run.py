@@ -10,26 +10,27 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from clickhouse_connect.driver.exceptions import ClickHouseError
-from confluent_kafka import KafkaException
+from confluent_kafka import Consumer, KafkaException
 from tailrace_flows import broker_clock, host_clock, recovery, runner
 from tailrace_flows.all import compose
 from tailrace_flows.core.feed import PoisonedError
 from tailrace_flows.directory_lock import LockedError, lock
 from tailrace_flows.names import FLOWS, joined_name
 from tailrace_flows.private_files import private_umask
-from tailrace_flows.settings import Settings
+from tailrace_flows.settings import KafkaSettings, Settings
 from tailrace_schemas.kafka_errors import advice
 from tailrace_sinks.clickhouse import WriteRejectedError, connect
+from tailrace_sinks.kafka import about, is_hopeless
 from tailrace_sinks.rollup import rollup
 from urllib3.exceptions import HTTPError
 
 from tailrace_infra.check import check_kafka
 from tailrace_infra.child import Child, ChildError, announce_ready, exit_with_parent, start_child
-from tailrace_infra.errors import reason
+from tailrace_infra.errors import kafka_reason, reason
 from tailrace_infra.logs import configure_logging
 from tailrace_infra.ports import free_ports
 from tailrace_infra.signals import StopSignal
@@ -45,6 +46,7 @@ _OFFSET_VARIABLE = "TAILRACE_CLOCK_OFFSET_US"
 _AGAIN_VARIABLE = "TAILRACE_STARTED_AGAIN"
 """In the environment of a process that has started anew: who started it first knows that it is ready."""
 STOP_TIMEOUT_S = 8.0
+TOPICS_TIMEOUT_S = 10.0
 ROLLUP_S = 300
 
 
@@ -80,13 +82,14 @@ def run_flow(
 
     Raises:
         LockedError: another instance uses the recovery directory.
-        FlowError: the flow failed, Kafka does not answer, or the recovery directory's disk is full.
+        FlowError: the flow failed, Kafka does not answer or has no topics, or the recovery directory's disk is full.
     """
     # Here, because the engine would take half a minute to notice, and put a panic of its own before our message.
     private_umask()
     found = check_kafka(settings)
     if not found.ok:
         raise FlowError(found.detail)
+    _check_topics(settings.kafka, names_of(flow))
     directory = recovery_of(flow, settings)
     try:
         with lock(directory) as held:
@@ -98,6 +101,21 @@ def run_flow(
         if not recovery.no_space(error, directory):  # for the lock, which is a file too
             raise
         raise FlowError(explain(error, settings, directory)) from error
+
+
+def _check_topics(kafka: KafkaSettings, names: Sequence[str]) -> None:
+    """Raises FlowError where the topic that a flow reads first is not there, or not for this user."""
+    topics = {kafka.topics.samples if name == "windows" else kafka.topics.config for name in names}
+    consumer = Consumer({**kafka.client(), "group.id": kafka.group_id, "enable.auto.commit": False, "log_level": 0})
+    try:
+        for topic in sorted(topics):
+            error = consumer.list_topics(topic, TOPICS_TIMEOUT_S).topics[topic].error
+            if error is not None and is_hopeless(error):
+                raise about(topic, error)
+    except KafkaException as error:
+        raise FlowError(kafka_reason(kafka, error)) from error
+    finally:
+        consumer.close()
 
 
 def _run_here(

@@ -189,6 +189,19 @@ def test_servers_that_are_away_are_named_with_their_setting(command: list[str], 
 
 
 @pytest.mark.parametrize(
+    ("flow", "topic"), [(["windows"], "samples"), (["windows", "--processes", "2"], "samples"), (["slo"], "config")]
+)
+def test_a_flow_without_its_topics_says_so_and_nothing_else(
+    flow: list[str], topic: str, embedded_broker: str, tmp_path: Path
+) -> None:
+    environment = {"TAILRACE_KAFKA__BOOTSTRAP_SERVERS": embedded_broker}
+    done = tailrace("run", *flow, environment=environment, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    (told,) = done.stderr.splitlines()
+    assert f"topic tailrace.{topic}: Broker: Unknown topic or partition - `tailrace topics` creates the topics" in told
+
+
+@pytest.mark.parametrize(
     ("arguments", "text"),
     [
         (["silence", "0123456789abcdef", "--for", "9999d"], "duration_s: Input should be less than"),
