@@ -105,7 +105,11 @@ class Spool:
             file.flush()
             os.fsync(file.fileno())
         os.rename(new, self.path(name))
-        _sync(self._directory())
+        try:
+            _sync(self._directory())
+        except OSError:
+            os.unlink(self.path(name))  # it is added again, under another name
+            raise
         self.size += _taken(self.path(name))
         return name
 

@@ -1,5 +1,7 @@
 """What ClickHouse does not take at once: it is kept on disk, comes in order, and survives the process."""
 
+import os
+import stat
 import threading
 import tracemalloc
 from collections.abc import Callable
@@ -176,6 +178,31 @@ def test_with_a_full_disk_the_flow_waits_for_clickhouse(tmp_path: Path, monkeypa
     waiting = threading.Thread(target=writes.wait)
     waiting.start()
     eventually(lambda: "No space left on device, so the flow waits" in "".join(said))
+    table.is_there.set()
+    waiting.join(10)
+    assert table.numbers == [1]
+    assert not files(tmp_path)
+
+
+def test_a_write_whose_directory_is_not_durable_leaves_no_copy_at_each_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a full disk, or where directories cannot be synced: it is tried again five times a second."""
+    refused: list[int] = []
+
+    def only_files(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            refused.append(descriptor)
+            raise OSError(28, "No space left on device")
+
+    table = Table(away=True)
+    monkeypatch.setattr(module.os, "fsync", only_files)
+    writes = behind(table, tmp_path)
+    writes.write("a", rows(1))
+    waiting = threading.Thread(target=writes.wait)
+    waiting.start()
+    eventually(lambda: len(refused) > 4)
+    assert len(files(tmp_path)) <= 1
     table.is_there.set()
     waiting.join(10)
     assert table.numbers == [1]
