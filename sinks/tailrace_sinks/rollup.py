@@ -10,6 +10,8 @@ GRACE_S: Final = 120
 """A window is merged so long after its end: when nearly all late samples have come. Later ones merge it again."""
 OVERLAP_S: Final = 600
 """Rows stored so long before the last run are looked at again: an insert may take that long to be seen."""
+SET_BACK_S: Final = 86_400
+"""Where a clock was set back since the last run, so much is looked at again: how far it had come is not known."""
 
 
 class Level(NamedTuple):
@@ -29,9 +31,12 @@ LEVELS: Final = (
     Level("rows_1h", "rows_1d", 86_400, "toStartOfDay", "toYYYYMM"),
 )
 
+# The greatest time of a name stands, so each time a clock is set back another name begins: "rows_1h", then "rows_1h 1".
 _STATE = """
-SELECT toUnixTimestamp(max(stored_until)), toUnixTimestamp(max(windows_until)), toUnixTimestamp(now())
-FROM rollups WHERE name = {name:String}
+SELECT
+    max((toUInt32OrZero(splitByChar(' ', name)[2]), toUnixTimestamp(stored_until), toUnixTimestamp(windows_until))),
+    toUnixTimestamp(now())
+FROM rollups WHERE splitByChar(' ', name)[1] = {name:String}
 """
 
 # Two reads, because each has its own index.
@@ -92,8 +97,12 @@ def rollup(client: Any, now_us: int) -> int:
 
 def _merge_level(client: Any, level: Level, now_s: int) -> int:
     # Two clocks: rows are stamped by the server's, windows end by that of the samples.
-    stored_until, windows_until, server_now = client.query(_STATE, parameters={"name": level.target}).result_rows[0]
+    [(state, server_now)] = client.query(_STATE, parameters={"name": level.target}).result_rows
+    set_back, stored_until, windows_until = state
     end = (now_s - GRACE_S) // level.seconds * level.seconds
+    if stored_until > server_now or windows_until > end:
+        set_back += 1
+        stored_until, windows_until = server_now - SET_BACK_S, max(0, end - SET_BACK_S)
     changed = client.query(
         _CHANGED.format(**level._asdict()),
         parameters={
@@ -106,6 +115,10 @@ def _merge_level(client: Any, level: Level, now_s: int) -> int:
     # Only now: what a failed run has left out is found again.
     client.command(
         "INSERT INTO rollups (name, stored_until, windows_until) SELECT {name:String}, {stored:Int64}, {windows:Int64}",
-        parameters={"name": level.target, "stored": server_now, "windows": end},
+        parameters={
+            "name": f"{level.target} {set_back}" if set_back else level.target,
+            "stored": server_now,
+            "windows": end,
+        },
     )
     return sum(len(starts) for (starts,) in changed)

@@ -189,6 +189,26 @@ def test_replays_of_long_ago_are_merged_too(storage: Storage) -> None:
     assert_same(stored(storage, "windows_1h"), merged(rows, HOUR))
 
 
+@pytest.mark.parametrize(("server_s", "host_s"), [(5 * HOUR, 0), (0, 5 * HOUR), (5 * HOUR, 5 * HOUR)])
+def test_hours_after_a_clock_was_set_back_are_merged(storage: Storage, server_s: int, host_s: int) -> None:
+    """What ran while it was ahead has recorded a time that is still to come, on disk for good."""
+    now_s = storage.one("SELECT toUnixTimestamp(toStartOfHour(now()))")
+    for name, seconds in (("rows_1h", HOUR), ("rows_1d", DAY)):
+        windows_s = (now_s + host_s) // seconds * seconds
+        storage.client.command(f"INSERT INTO rollups VALUES ('{name}', now() + {server_s}, {windows_s})")
+    rows = minutes(6, hours=3.5, start_s=now_s - 2 * HOUR)
+    storage.write("rows_1m", rows)
+    age(storage, "rows_1m", HOUR)
+    for end_s in (now_s + HOUR, now_s + 2 * HOUR):
+        rollup(storage.client, us(end_s + GRACE_S))
+        storage.client.command("OPTIMIZE TABLE rollups FINAL")
+        ended = [one for one in rows if one["window_start"].timestamp() < end_s]
+        assert_same(stored(storage, "windows_1h"), merged(ended, HOUR))
+    age(storage, "rows_1m", DAY)
+    age(storage, "rows_1h", DAY)
+    assert rollup(storage.client, us(end_s + GRACE_S)) == 0, "it knows again how far it has come"
+
+
 def test_nothing_to_do(storage: Storage) -> None:
     assert rollup(storage.client, us(START_S)) == 0
     assert rollup(storage.client, us(START_S)) == 0
