@@ -313,6 +313,19 @@ def test_every_query_has_a_check() -> None:
     assert PAGE.read_text().count("```sql") == len(CHECKS)
 
 
+@pytest.mark.parametrize("scale", range(9))
+def test_a_heat_map_of_any_scale(storage: Storage, scale: int) -> None:
+    samples = np.random.default_rng(scale).lognormal(0, 3, 200) * np.tile([1, -1], 100)
+    storage.write("rows_10s", [distribution(samples, NOW_S - 60, metric=LATENCY, scale=scale)])
+    found = storage.records(queries()["Data for a heat map"].replace("now()", f"toDateTime({NOW_S}, 'UTC')"))
+    shown = min(scale, 3)
+    codes, counts = np.unique(codes_of(samples, shown), return_counts=True)
+    edges = np.sign(codes) * np.exp2((np.abs(codes) + (codes > 0)) / 2**shown - 1024)
+    assert [(one["at_most"], one["samples"]) for one in found] == [
+        (pytest.approx(edge), count) for edge, count in zip(edges.tolist(), counts.tolist(), strict=True)
+    ]
+
+
 @pytest.mark.parametrize("name", CHECKS)
 def test_query(data: Data, name: str) -> None:
     query = queries()[name]
