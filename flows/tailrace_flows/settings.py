@@ -25,7 +25,7 @@ from tailrace_producers.collectors import Collector, Group, Target, default_coll
 from tailrace_producers.collectors.network import IGNORED_INTERFACES
 from tailrace_schemas.topics import Topics
 
-from tailrace_flows.core.config import WindowConfig
+from tailrace_flows.core.config import MAX_GENERATION, WindowConfig
 
 __all__ = [
     "AgentSettings", "ClickHouseSettings", "GroupSettings", "KafkaSettings", "RecoverySettings", "Settings",
@@ -160,7 +160,7 @@ class WindowSettings(_Section):
     """Of one service and stream."""
     max_shard_series: int = Field(250_000, ge=1)
     """Of all services of a shard, which is a 64th of them; see docs/operations.md."""
-    generation: int = Field(0, ge=0, lt=1 << 15)
+    generation: int = Field(0, ge=0, le=MAX_GENERATION)
     """Rows of a higher one replace those of a lower: to be raised with a new recovery directory; see
     docs/operations.md."""
 

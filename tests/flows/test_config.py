@@ -25,7 +25,7 @@ from tailrace_flows.core.config import WindowConfig
         ({"scale": -1}, "scale -1 is not in 0..8"),
         ({"max_series": 0}, "max_series 0"),
         ({"max_shard_series": 0}, "max_shard_series 0"),
-        ({"generation": 1 << 15}, "generation 32768 is not in 0..32767"),
+        ({"generation": 46}, "generation 46 is not in 0..45"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused_by_name(settings: dict[str, Any], message: str) -> None:

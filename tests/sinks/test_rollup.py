@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tailrace_flows.core.config import MAX_GENERATION
 from tailrace_flows.core.sketch import downscale
 from tailrace_sinks.rollup import GRACE_S, rollup
 
@@ -179,6 +180,16 @@ def test_a_rebuilt_generation_wins(storage: Storage) -> None:
         storage.write("rows_1m", [new[done - 1]])
         rollup(storage.client, us(START_S + DAY))
         assert storage.one("SELECT count FROM windows_1h") == 5 * done + 50 * (3 - done)
+
+
+def test_the_last_minute_of_a_day_counts_in_every_generation(storage: Storage) -> None:
+    late = [row("counter", START_S + 60 * n, sum=1.0, increase=1.0, generation=MAX_GENERATION) for n in range(1440)]
+    for one in late:
+        one["version"] += 1 << 40  # as of a cumulative counter, whose version is the number of all its points
+    for part in (late[:1424], late[1424:1439], late[1439:]):
+        storage.write("rows_1m", part)
+        rollup(storage.client, us(START_S + 2 * DAY))
+    assert storage.one("SELECT sum FROM windows_1d") == 1440
 
 
 def test_replays_of_long_ago_are_merged_too(storage: Storage) -> None:

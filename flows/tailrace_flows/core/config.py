@@ -3,11 +3,14 @@
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["DEFAULT_SCALE", "MAX_SCALE", "WindowConfig"]
+__all__ = ["DEFAULT_SCALE", "MAX_GENERATION", "MAX_SCALE", "WindowConfig"]
 
 DEFAULT_SCALE: Final = 6
 MAX_SCALE: Final = 8
 """Of sketches; here, so that settings are read without numpy: the host agent does."""
+MAX_GENERATION: Final = 45
+"""The version of a day's row is the sum of those of its 1,440 minutes, each with the generation in its upper 16 of 64
+bits. Beyond, sums begin anew with 0, and what comes late loses."""
 _MAX_TIME_S: Final = 366 * 86_400
 
 
@@ -60,8 +63,8 @@ class WindowConfig:
         for name in ("max_series", "max_shard_series"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} is not positive")
-        if not 0 <= self.generation < 1 << 15:
-            raise ValueError(f"generation {self.generation} is not in 0..{(1 << 15) - 1}")
+        if not 0 <= self.generation <= MAX_GENERATION:
+            raise ValueError(f"generation {self.generation} is not in 0..{MAX_GENERATION}")
 
     @property
     def window_us(self) -> int:
