@@ -6,6 +6,7 @@ ClickHouse or in such a file. Rows are versioned, so one that is written again a
 
 import logging
 import os
+import shutil
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -147,8 +148,13 @@ class Spool:
             name = f"{now_us():020d}-{os.getpid()}"
             # Under its name it is locked from the start: else another process could take it for a dead one's.
             new = self.root / f".{name}"
-            self._held.enter_context(lock(new))
-            self._own = new.rename(self.root / name)
+            try:
+                self._held.enter_context(lock(new))
+                self._own = new.rename(self.root / name)
+            except OSError:  # no room; it is tried again and again
+                self._held.close()
+                shutil.rmtree(new, ignore_errors=True)
+                raise
             _sync(self.root)
         return self._own
 

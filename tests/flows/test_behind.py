@@ -4,7 +4,8 @@ import os
 import stat
 import threading
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pytest
 from tailrace_flows import behind as module
 from tailrace_flows.behind import Behind, RowWriter, Spool, SpoolError
+from tailrace_flows.directory_lock import lock
 from tailrace_sinks.clickhouse import WriteRejectedError
 from tailrace_sinks.kafka import StoppedError
 
@@ -207,6 +209,31 @@ def test_a_write_whose_directory_is_not_durable_leaves_no_copy_at_each_attempt(
     waiting.join(10)
     assert table.numbers == [1]
     assert not files(tmp_path)
+
+
+@pytest.mark.parametrize("step", ["write", "rename"])
+def test_a_disk_without_room_for_the_lock_is_not_littered_with_directories(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    @contextmanager
+    def no_room(directory: Path) -> Iterator[int]:
+        with lock(directory) as held:  # its file is there, but takes no process id
+            if step == "write":
+                raise OSError(28, "No space left on device")
+            directory.with_name(directory.name[1:]).write_bytes(b"")  # in the way
+            yield held
+
+    monkeypatch.setattr(module, "lock", no_room)
+    spool = Spool(tmp_path, MB)
+    open_files = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(20):
+        with pytest.raises(OSError, match=r"No space left|Not a directory"):
+            spool.add("a", rows(1))
+    assert not [one for one in tmp_path.iterdir() if one.is_dir()]
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_files
+    monkeypatch.undo()
+    assert spool.add("a", rows(1))
+    assert len(files(tmp_path)) == 1
 
 
 def test_rows_that_clickhouse_refuses_stop_the_flow_and_stay_on_disk(tmp_path: Path) -> None:
