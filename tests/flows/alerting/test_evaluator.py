@@ -140,6 +140,15 @@ def test_a_clock_that_is_days_ahead_keeps_out_no_rows_of_others() -> None:
     assert world.counts["rows_of_the_future"] == 1
 
 
+def test_where_all_clocks_are_days_ahead_of_the_host_s_their_rows_are_judged() -> None:
+    world = World()
+    first_s = WALL_US // S // 10 * 10 + 3 * 86_400
+    for end_s in (0, 10, 20, 30):
+        world.rows([block(first_s + end_s, 0.95)])
+    assert [transition for transition, _ in world.told()] == ["active"]
+    assert world.counts["rows_of_the_future"] == 1, "before anything is judged, the host's clock is all there is"
+
+
 def test_the_first_rows_are_judged_from_their_first_window_on() -> None:
     """As many windows as one message brings."""
     rows = [Row("web", CPU, end_s, (0.95,)) for end_s in (20, 30, 40)]

@@ -292,8 +292,12 @@ class Evaluator:
         return self.on_time(now_us)
 
     def _of_now(self, rows: Any, now_us: int) -> Any:
-        """Without those of a clock that is far ahead: a metric's first one would keep out all others of that metric."""
-        good = pc.less_equal(rows.column("window_start").cast(pa.int64()), (now_us + MAX_SPAN_US) // 1_000_000)
+        """Without those of a clock that is far ahead: a metric's first one would keep out all others of that metric.
+
+        Ahead of what is judged, too: where all services are ahead, it is the host's clock that is behind.
+        """
+        latest_us = max(now_us, self._clock.reached_us or 0) + MAX_SPAN_US
+        good = pc.less_equal(rows.column("window_start").cast(pa.int64()), latest_us // 1_000_000)
         if pc.all(good).as_py():
             return rows
         of_now = rows.filter(good)
