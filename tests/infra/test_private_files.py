@@ -67,12 +67,12 @@ def test_state_that_others_can_write_is_refused(tmp_path: Path) -> None:
 def test_a_flow_does_not_run_on_such_state(embedded_broker: str, tmp_path: Path) -> None:
     (tmp_path / "windows").mkdir()
     (tmp_path / "windows").chmod(0o777)
-    done = tailrace(
-        "run", "windows",
-        environment={
-            "TAILRACE_KAFKA__BOOTSTRAP_SERVERS": embedded_broker, "TAILRACE_RECOVERY__DIRECTORY": str(tmp_path),
-        },
-    )  # fmt: skip
+    environment = {
+        "TAILRACE_KAFKA__BOOTSTRAP_SERVERS": embedded_broker,
+        "TAILRACE_RECOVERY__DIRECTORY": str(tmp_path),
+    }
+    assert tailrace("topics", environment=environment).returncode == 0
+    done = tailrace("run", "windows", environment=environment)
     assert done.returncode == 1
     assert f"others can write into {tmp_path}/windows (mode 0777)" in done.stderr
     assert not list(tmp_path.rglob("*.sqlite3"))
