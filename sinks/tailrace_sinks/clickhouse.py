@@ -13,11 +13,20 @@ import clickhouse_connect
 import pyarrow as pa
 from clickhouse_connect.driver.exceptions import DataError, NotSupportedError, OperationalError, ProgrammingError
 from clickhouse_connect.driver.exceptions import Error as DriverError
+from clickhouse_connect.driver.summary import QuerySummary
 from urllib3.exceptions import HTTPError
 
 from tailrace_sinks.kafka import StoppedError
 
-__all__ = ["ClickHouseTarget", "ClickHouseWriter", "TlsFiles", "WriteRejectedError", "WriterStats", "connect"]
+__all__ = [
+    "ClickHouseTarget",
+    "ClickHouseWriter",
+    "TlsFiles",
+    "WriteRejectedError",
+    "WriterStats",
+    "connect",
+    "execute",
+]
 
 log = logging.getLogger(__name__)
 
@@ -163,6 +172,21 @@ def connect(target: ClickHouseTarget, *, read_timeout_s: int = READ_TIMEOUT_S) -
     return _client(address, target.password.get_secret_value(), read_timeout_s, tls)
 
 
+def execute(client: Any, statement: str, **options: Any) -> None:
+    """Runs a statement that gives no rows; `options` are those of the client's `command`.
+
+    Raises:
+        clickhouse_connect.driver.exceptions.Error: ClickHouse's own, or something else has answered.
+    """
+    _check_answer(client.command(statement, **options))
+
+
+def _check_answer(answer: Any) -> None:
+    """The driver takes any answer of status 200 for success, as the page of a proxy; ClickHouse names the query."""
+    if not isinstance(answer, QuerySummary) or not answer.query_id():
+        raise OperationalError("the answer is not ClickHouse's: it has no X-ClickHouse-Query-Id")
+
+
 @dataclass
 class WriterStats:
     """What a writer has done since it was made."""
@@ -242,10 +266,9 @@ class ClickHouseWriter:
             try:
                 if self._client is None:
                     self._client = _client(self._address, self._password, self._timeout_s, self._tls)
-                answer = self._client.insert_arrow(table, rows, settings=INSERT_SETTINGS)
-                if not answer.query_id():  # a page of something on the way has status 200, too
-                    raise OperationalError("the answer is not ClickHouse's: it has no X-ClickHouse-Query-Id")
-            except (DriverError, HTTPError, OSError) as error:
+                _check_answer(self._client.insert_arrow(table, rows, settings=INSERT_SETTINGS))
+            except (DriverError, HTTPError, OSError, ValueError, TypeError) as error:
+                # The last two are the driver's and urllib3's where a header of the answer is malformed.
                 self._note(table, error)
                 self._back_off(table, attempt)
                 attempt += 1

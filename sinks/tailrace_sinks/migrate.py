@@ -11,6 +11,8 @@ from hashlib import sha256
 from importlib.resources import files
 from typing import Any, Final, NamedTuple, Protocol
 
+from tailrace_sinks.clickhouse import execute
+
 __all__ = ["MigrationError", "Retention", "migrate", "pending"]
 
 RETENTION_OF: Final = {
@@ -89,12 +91,12 @@ def migrate(client: Any, retention: Retention) -> list[str]:
         MigrationError: an applied file has changed, or the database was migrated by a newer Tailrace.
         clickhouse_connect.driver.exceptions.Error: ClickHouse's own.
     """
-    client.command(f"CREATE DATABASE IF NOT EXISTS `{client.database}`", use_database=False)
-    client.command(_RECORD)
+    execute(client, f"CREATE DATABASE IF NOT EXISTS `{client.database}`", use_database=False)
+    execute(client, _RECORD)
     done = []
     for migration in _missing(_applied(client), _there(client)):
         for statement in migration.statements():
-            client.command(statement)
+            execute(client, statement)
         client.insert(
             "schema_migrations",
             [[migration.number, migration.name, migration.checksum]],
@@ -102,7 +104,7 @@ def migrate(client: Any, retention: Retention) -> list[str]:
         )
         done.append(migration.name)
     for table, days in _ttl_changes(client, retention).items():
-        client.command(f"ALTER TABLE {table} MODIFY TTL stored_at + INTERVAL {days} DAY")
+        execute(client, f"ALTER TABLE {table} MODIFY TTL stored_at + INTERVAL {days} DAY")
         done.append(_ttl_name(table, days))
     return done
 

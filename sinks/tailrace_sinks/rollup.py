@@ -4,6 +4,8 @@ from typing import Any, Final, NamedTuple
 
 from tailrace_schemas.rows import WINDOW_ROWS
 
+from tailrace_sinks.clickhouse import execute
+
 __all__ = ["MERGE", "Level", "rollup"]
 
 GRACE_S: Final = 120
@@ -111,9 +113,10 @@ def _merge_level(client: Any, level: Level, now_s: int) -> int:
     ).result_rows  # fmt: skip
     merge = MERGE.format(**level._asdict(), columns=", ".join(WINDOW_ROWS.names))
     for (starts,) in changed:
-        client.command(merge, parameters={"starts": starts, "first": starts[0], "end": starts[-1] + level.seconds})
+        execute(client, merge, parameters={"starts": starts, "first": starts[0], "end": starts[-1] + level.seconds})
     # Only now: what a failed run has left out is found again.
-    client.command(
+    execute(
+        client,
         "INSERT INTO rollups (name, stored_until, windows_until) SELECT {name:String}, {stored:Int64}, {windows:Int64}",
         parameters={
             "name": f"{level.target} {set_back}" if set_back else level.target,

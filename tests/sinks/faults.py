@@ -40,6 +40,7 @@ class Answer:
     status: int
     code: int = 0
     text: str = ""
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass
@@ -65,7 +66,7 @@ class _Handler(BaseHTTPRequestHandler):
             fault = proxy.faults.pop(0) if proxy.faults else None
         if isinstance(fault, Answer):
             code = {"X-ClickHouse-Exception-Code": str(fault.code)} if fault.code else {}
-            return self._reply(fault.status, code, fault.text.encode())
+            return self._reply(fault.status, code | dict(fault.headers), fault.text.encode())
         if fault is None or isinstance(fault, CutAfter):
             answer = self._forward(body)
             if fault is None:

@@ -5,10 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from clickhouse_connect.driver.exceptions import ClickHouseError
 from tailrace_flows.core.config import MAX_GENERATION
 from tailrace_flows.core.sketch import downscale
+from tailrace_sinks.clickhouse import connect
 from tailrace_sinks.rollup import GRACE_S, rollup
 
+from tests.sinks.faults import Answer, proxy_to
 from tests.sinks.storage import START_S, Row, Storage, distribution, row
 
 HOUR = 3_600
@@ -218,6 +221,21 @@ def test_hours_after_a_clock_was_set_back_are_merged(storage: Storage, server_s:
     age(storage, "rows_1m", DAY)
     age(storage, "rows_1h", DAY)
     assert rollup(storage.client, us(end_s + GRACE_S)) == 0, "it knows again how far it has come"
+
+
+@pytest.mark.parametrize("fault", [Answer(200, text="<html>We will be back soon</html>"), Answer(204)], ids=str)
+def test_what_something_else_than_clickhouse_has_answered_is_merged_the_next_time(
+    storage: Storage, fault: Answer
+) -> None:
+    rows = minutes(1, hours=3)
+    storage.write("rows_1m", rows)
+    with proxy_to(storage.settings.url) as proxy:
+        proxy.faults = [fault]
+        with connect(storage.settings.model_copy(update={"url": proxy.url})) as client:
+            with pytest.raises(ClickHouseError, match="not ClickHouse's"):
+                rollup(client, us(START_S + 10 * HOUR))
+            assert rollup(client, us(START_S + 10 * HOUR)) == 3
+    assert_same(stored(storage, "windows_1h"), merged(rows, HOUR))
 
 
 def test_nothing_to_do(storage: Storage) -> None:

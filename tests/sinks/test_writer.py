@@ -26,8 +26,11 @@ OUT_OF_MEMORY = Answer(500, 241, "Code: 241. DB::Exception: (total) memory limit
 BAD_GATEWAY = Answer(502, text="Bad Gateway")
 A_PAGE = Answer(200, text="<html>We will be back soon</html>")
 NOTHING = Answer(204)
+NOWHERE = Answer(302, headers=(("Location", "http://[::1"),))
+NO_SUMMARY = Answer(200, headers=(("X-ClickHouse-Summary", "[]"),))
 TRANSIENT = [
     Hang(), CutBefore(), CutDuring(), CutAfter(), TOO_MANY_PARTS, OUT_OF_MEMORY, BAD_GATEWAY, A_PAGE, NOTHING,
+    NOWHERE, NO_SUMMARY,
 ]  # fmt: skip
 
 
