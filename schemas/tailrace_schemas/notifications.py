@@ -46,8 +46,9 @@ class NotifiedAlert(_Model):
 class Notification(_Model):
     """One message of the notifications topic; key = group key.
 
-    It has the state of the whole group, so a later one of the same group and receiver supersedes an earlier one. Sent
-    again after a crash it has the same id.
+    It has all of the group that fires, so a later one of the same group and receiver supersedes an earlier one, but for
+    two things: that an alert is over is said once, and a step of an escalation is about some alerts only. Sent again
+    after a crash it has the same id.
     """
 
     id: str

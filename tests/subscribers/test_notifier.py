@@ -12,6 +12,7 @@ import psutil
 import pytest
 import yaml
 from confluent_kafka import Producer
+from tailrace_schemas.alerts import Transition
 from tailrace_schemas.notifications import Notification
 from tailrace_schemas.topics import Topics
 
@@ -237,3 +238,48 @@ def test_a_url_that_python_does_not_parse_stops_nobody(embedded_broker: str, hoo
             running.until(lambda times=times: (len(hook.ids("/good")), len(hook.ids("/odd"))) == (2 * times, times))
             assert running.stop() == 0
             assert "pass[word" not in running.output()
+
+
+def test_what_ended_while_nobody_could_be_told_is_told_though_a_newer_notification_came(
+    embedded_broker: str, hook: Hook, tmp_path: Path
+) -> None:
+    """A receiver that keeps alerts by their ids, as ticket systems and pagers do, ends with what the last state is: an
+    alert's end is in one notification only, and that may be overtaken while it waits. Killed and started in between.
+    """
+    route = {"receiver": "hook", "group_by": ["team"], "group_wait": "1s", "group_interval": "5s"}
+    webhook = {"url": hook.url, "format": "alertmanager"}
+    config = yaml.safe_dump({"routing": route, "receivers": [{"name": "hook", "webhook": webhook}]})
+    world = World.of(config_of(config))
+    sent: list[Notification] = []
+    for act in ("fire a", "fire b", "resolve a", "fire c", "resolve b", "fire d"):
+        verb, name = act.split()
+        if verb == "fire":
+            world.fire(name, {"team": "t", "name": name})
+        else:
+            world.change(name, Transition.RESOLVED)
+        sent += [one for _, one in world.advance(world.now_us + 10 * S)]
+    assert len(sent) == 6
+    failing = threading.Event()
+    hook.answer = lambda _path: (503 if failing.is_set() else 200, {}, b"")
+    apply(embedded_broker, config)
+    produce(embedded_broker, sent[:2])
+    with notifier(embedded_broker, tmp_path / "out") as running:
+        running.until(lambda: "told hook" in running.output())
+        told = len(hook.got)
+        failing.set()
+        produce(embedded_broker, sent[2:4])
+        running.until(lambda: len(hook.got) >= told + 2)
+        running.process.kill()
+        running.process.wait()
+    tried = len(hook.got)
+    produce(embedded_broker, sent[4:])
+    failing.clear()
+    with notifier(embedded_broker, tmp_path / "out", "--format", "json") as running:
+        running.until(lambda: sent[-1].id in hook.ids())
+        assert running.stop() == 0
+        counts = {(row["receiver"], row["what"]): row["count"] for row in _summary(running.output())}
+    state: dict[str, str] = {}
+    for body in [*hook.bodies()[:told], *hook.bodies()[tried:]]:
+        state |= {alert["labels"]["name"]: alert["status"] for alert in body["alerts"]}
+    assert counts["hook", "superseded"] == 3
+    assert state == {"a": "resolved", "b": "resolved", "c": "firing", "d": "firing"}

@@ -2,13 +2,26 @@
 
 from collections import Counter
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tailrace_schemas.config.receivers import AppriseTarget, RateLimit, Receiver, Webhook
+from tailrace_schemas.notifications import Notification, NotifiedAlert, Reason
 from tailrace_subscribers.notify.ledger import WINDOW, Ledger
-from tailrace_subscribers.notify.outbox import BACK_OFF_S, GIVE_UP_S, SLOW_S, UNKNOWN_S, Fate, Item, Job, Outbox
+from tailrace_subscribers.notify.outbox import (
+    ALERTS_MAX,
+    BACK_OFF_S,
+    GIVE_UP_S,
+    SLOW_S,
+    UNKNOWN_S,
+    Fate,
+    Finished,
+    Item,
+    Job,
+    Outbox,
+)
 
-from tests.subscribers.receiving import notification
+from tests.subscribers.receiving import EXAMPLE, notification
 
 HOOK = Webhook(url="http://x")
 LIMIT = RateLimit.model_validate({"messages": 2, "per": "10s"})
@@ -26,6 +39,10 @@ def outbox() -> Outbox:
 
 def item(number: int, receiver: str = "hook", group: str = "") -> Item:
     return Item(0, number, notification(number, receiver, group_key=group or f"group-{number}"))
+
+
+def ends(finished: list[Finished]) -> list[tuple[int, Fate]]:
+    return [(one.item.offset, one.fate) for one in finished]
 
 
 def offsets(jobs: list[Job]) -> list[list[int]]:
@@ -84,12 +101,87 @@ def test_a_newer_notification_of_a_group_supersedes_what_waits() -> None:
     box = outbox()
     box.add(item(1), 0)
     box.add(item(2, group="g"), 0)
-    assert [(one.item.offset, one.fate) for one in box.add(item(3, group="g"), 1)] == [(2, Fate.SUPERSEDED)]
+    box.add(item(3, group="g"), 1)
     (job,) = box.take(1)
     box.add(item(4, group="group-1"), 1)
+    assert box.finish(job, 1, sent=False, retry=True) == []
+    (job,) = box.take(2)
+    assert ends(box.finish(job, 2, sent=True)) == [(2, Fate.SUPERSEDED), (3, Fate.SENT)]
     # The failed one has been overtaken while it was sent.
-    assert [(one.item.offset, one.fate) for one in box.finish(job, 1, sent=False, retry=True)] == [(1, Fate.SUPERSEDED)]
-    assert offsets(box.take(2)) == [[3]]
+    (job,) = box.take(2)
+    assert ends(box.finish(job, 2, sent=True)) == [(1, Fate.SUPERSEDED), (4, Fate.SENT)]
+
+
+def told(number: int, firing: str, over: str = "", reason: Reason = Reason.CHANGED) -> Item:
+    """A notification of one group about alerts of one letter each."""
+    alerts = tuple(
+        NotifiedAlert(
+            firing=name in firing, alert=EXAMPLE.alerts[0].alert.model_copy(update={"labels": {"name": name}})
+        )
+        for name in firing + over
+    )
+    changes = {"reason": reason, "alerts": alerts, "firing": len(firing), "resolved": len(over), "group_key": "g"}
+    changes |= {
+        "status": "firing" if firing else "resolved",
+        "common_labels": {"severity": "warning", "n": str(number)},
+    }
+    return Item(0, number, notification(number, **changes))
+
+
+def said(message: Notification) -> tuple[str, str]:
+    names = ["".join(one.alert.labels["name"] for one in message.alerts if one.firing is it) for it in (True, False)]
+    assert (message.firing, message.resolved) == (len(names[0]), len(names[1]))
+    assert message.status == ("firing" if names[0] else "resolved")
+    assert list(message.alerts) == sorted(message.alerts, key=lambda one: not one.firing)
+    return names[0], names[1]
+
+
+@pytest.mark.parametrize(
+    ("waiting", "expected"),
+    [
+        ([told(1, "ab"), told(2, "b", "a"), told(3, "bc")], ("bc", "a")),
+        ([told(1, "b", "a"), told(2, "c", "b"), told(3, "d", "c")], ("d", "cba")),
+        ([told(1, "b", "a"), told(2, "ab")], ("ab", "")),  # it fires again
+        ([told(1, "b", "a"), told(2, "", "b", Reason.RESOLVED)], ("", "ba")),
+        ([told(1, "a", "", Reason.ESCALATION), told(2, "b", "", Reason.ESCALATION)], ("ba", "")),
+        ([told(1, "ab", "", Reason.FIRST), told(2, "a", "", Reason.ESCALATION)], ("ab", "")),
+        ([told(1, "a", "", Reason.ESCALATION), told(2, "b")], ("b", "")),  # it is held back now
+    ],
+)
+@pytest.mark.parametrize("flying", [False, True])
+def test_what_only_a_superseded_notification_says_is_said(
+    waiting: list[Item], expected: tuple[str, str], flying: bool
+) -> None:
+    box = outbox()
+    for number, one in enumerate(waiting):
+        box.add(one, 0)
+        if not number and flying:
+            (job,) = box.take(0)
+    if flying:
+        box.finish(job, 0, sent=False, retry=True)
+    (job,) = box.take(10)
+    message = job.items[0].notification
+    assert said(message) == expected
+    assert message.id == waiting[-1].notification.id
+    assert set(message.common_labels) <= {"severity", "n"}
+    assert ends(box.finish(job, 10, sent=True)) == [
+        *((one.offset, Fate.SUPERSEDED) for one in waiting[:-1]),
+        (waiting[-1].offset, Fate.SENT),
+    ]
+
+
+def test_what_is_superseded_can_be_ended_by_itself_and_what_it_said_is_bounded() -> None:
+    box = outbox()
+    letters = [chr(0x4E00 + number) for number in range(ALERTS_MAX + 50)]
+    for number, letter in enumerate(letters):
+        box.add(told(number, "z", letter), 0)
+    assert ends(box.give_up(0, 7)) == [(7, Fate.SUPERSEDED)]
+    (job,) = box.take(0)
+    message = job.items[0].notification
+    assert (len(message.alerts), message.truncated) == (ALERTS_MAX, 51)
+    assert (message.firing, message.resolved) == (1, len(letters))
+    assert all(not one.notification.alerts for one in job.items[0].behind)
+    assert [one.offset for one in box.forget(0)] == [number for number in range(len(letters)) if number != 7]
 
 
 def test_what_fails_for_too_long_or_for_good_is_ended() -> None:
@@ -173,7 +265,7 @@ def test_every_notification_has_one_fate(acts: list[tuple[str, str, int]]) -> No
     for act, receiver, group in [*acts, *[("wait", "", 4), ("finish", "", 0)] * 300]:
         finished = []
         if act == "add":
-            finished = box.add(item(number, receiver, f"{receiver}-{group}"), now)
+            box.add(item(number, receiver, f"{receiver}-{group}"), now)
             number += 1
         elif act == "wait":
             now += 5 * group

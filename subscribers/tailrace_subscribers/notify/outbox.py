@@ -1,17 +1,18 @@
 """What waits to be sent, by receiver: one in flight each, back-off, rate limits, digests. Pure: time is an argument.
 
 A receiver that fails blocks nobody else. Of one group only the newest notification waits: it has the state of the whole
-group, so an older one would say less, later. What has waited for `GIVE_UP_S` at a receiver that fails is given up.
+group, so an older one would say less, later. But that an alert is over is said by one notification only, so what takes
+its place says it too, and ends together with it. What has waited for `GIVE_UP_S` at a receiver that fails is given up.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NamedTuple
 
 from tailrace_schemas.config.receivers import RateLimit, Receiver
-from tailrace_schemas.notifications import Notification
+from tailrace_schemas.notifications import Notification, NotifiedAlert, Reason
 
 __all__ = ["Fate", "Finished", "Item", "Job", "Outbox"]
 
@@ -25,6 +26,8 @@ SLOW_S: Final = 60.0
 seconds keeps to them all."""
 DIGEST_MAX: Final = 1000
 """Notifications in one digest."""
+ALERTS_MAX: Final = 200
+"""In one notification, as many as the dispatcher has; further ones are counted as `truncated`."""
 
 
 class Fate(StrEnum):
@@ -32,7 +35,7 @@ class Fate(StrEnum):
 
     SENT = "sent"
     SUPERSEDED = "superseded"
-    """A newer one of its group came before it could be sent."""
+    """A newer one of its group came before it could be sent, and has ended: with what only this one said."""
     REFUSED = "refused"
     """The receiver will never take it."""
     GIVEN_UP = "given_up"
@@ -48,6 +51,8 @@ class Item(NamedTuple):
     partition: int
     offset: int
     notification: Notification
+    behind: tuple["Item", ...] = ()
+    """Those whose place it took, without their alerts."""
 
 
 class Finished(NamedTuple):
@@ -90,13 +95,12 @@ class Outbox:
     def __len__(self) -> int:
         return sum(len(queue.waiting) for queue in self._queues.values())
 
-    def add(self, item: Item, now_s: float) -> list[Finished]:
-        """Takes a notification; returns what it supersedes."""
+    def add(self, item: Item, now_s: float) -> None:
+        """Takes a notification, which supersedes one of its group that waits."""
         queue = self._queues.setdefault(item.notification.receiver, _Queue())
         key = item.notification.group_key
         old = queue.waiting.get(key)
-        queue.waiting[key] = (item, old[1] if old else now_s)
-        return [Finished(old[0], Fate.SUPERSEDED)] if old else []
+        queue.waiting[key] = (_superseding(old[0], item), old[1]) if old else (item, now_s)
 
     def take(self, now_s: float) -> list[Job]:
         """What can be sent now; each receiver is busy until `finish`."""
@@ -129,48 +133,54 @@ class Outbox:
         flying, queue.flying = queue.flying, {}
         if sent or not retry:
             queue.failures = 0
-            return [Finished(item, Fate.SENT if sent else Fate.REFUSED) for item in job.items]
+            return _ended(job.items, Fate.SENT if sent else Fate.REFUSED)
         queue.failures += 1
         wait_s = BACK_OFF_S[min(queue.failures, len(BACK_OFF_S)) - 1]
         queue.not_before_s = now_s + max(wait_s, after_s or 0.0)
-        finished = [
-            Finished(item, Fate.SUPERSEDED)
-            for key, (item, _) in flying.items()
-            if key in queue.waiting
-            and queue.waiting[key][0] != item  # not if it was read again meanwhile, see `forget`
-        ]
-        queue.waiting = {**{key: one for key, one in flying.items() if key not in queue.waiting}, **queue.waiting}
+        again = {}
+        for key, (item, since_s) in flying.items():
+            newer = queue.waiting.get(key)
+            if newer is None:
+                again[key] = item, since_s
+            elif (newer[0].partition, newer[0].offset) > (item.partition, item.offset):  # else read again, see `forget`
+                queue.waiting[key] = _superseding(item, newer[0]), newer[1]
+        queue.waiting = again | queue.waiting
         late = [key for key, (_, since_s) in queue.waiting.items() if now_s - since_s >= GIVE_UP_S]
-        return finished + [Finished(queue.waiting.pop(key)[0], Fate.GIVEN_UP) for key in late]
+        return _ended([queue.waiting.pop(key)[0] for key in late], Fate.GIVEN_UP)
 
     def sweep(self, now_s: float) -> list[Finished]:
         """Ends what waits for receivers that tell nobody, or that do not exist for `UNKNOWN_S`."""
-        finished = []
+        finished: list[Finished] = []
         for name, queue in self._queues.items():
             receiver = self._receiver_of(name)
             if queue.waiting and (receiver is None or receiver.kind == "none"):
                 fate, wait_s = (Fate.UNKNOWN_RECEIVER, UNKNOWN_S) if receiver is None else (Fate.DISCARDED, 0.0)
                 ended = [key for key, (_, since_s) in queue.waiting.items() if now_s - since_s >= wait_s]
-                finished += [Finished(queue.waiting.pop(key)[0], fate) for key in ended]
+                finished += _ended([queue.waiting.pop(key)[0] for key in ended], fate)
         return finished
 
     def give_up(self, partition: int, offset: int) -> list[Finished]:
         """Ends one item now, if it waits: so many were read after it that their fates cannot be kept."""
         for queue in self._queues.values():
-            for key, (item, _) in queue.waiting.items():
+            for key, (item, since_s) in queue.waiting.items():
                 if (item.partition, item.offset) == (partition, offset):
                     del queue.waiting[key]
-                    return [Finished(item, Fate.GIVEN_UP)]
+                    return _ended([item], Fate.GIVEN_UP)
+                for one in item.behind:  # what it said is still said, unless this process ends before
+                    if (one.partition, one.offset) == (partition, offset):
+                        left = tuple(other for other in item.behind if other is not one)
+                        queue.waiting[key] = item._replace(behind=left), since_s
+                        return [Finished(one, Fate.SUPERSEDED)]
         return []
 
     def forget(self, partition: int) -> list[Item]:
         """The partition may be somebody else's now, who reads again what is not finished: that is returned."""
-        forgotten = []
+        forgotten: list[Item] = []
         for queue in self._queues.values():
             waiting = [key for key, (item, _) in queue.waiting.items() if item.partition == partition]
             forgotten += [queue.waiting.pop(key)[0] for key in waiting]
             forgotten += [item for item, _ in queue.flying.values() if item.partition == partition]
-        return forgotten
+        return [one for item in forgotten for one in (*item.behind, item)]
 
     def next_s(self, now_s: float) -> float | None:
         """When `take` has something, as far as is known now."""
@@ -189,3 +199,50 @@ class Outbox:
             queue.sent_s.popleft()
         free_s = queue.sent_s[-limit.messages] + limit.per if len(queue.sent_s) >= limit.messages else 0.0
         return max(queue.not_before_s, free_s)
+
+
+def _ended(items: Iterable[Item], fate: Fate) -> list[Finished]:
+    """These, and what they superseded."""
+    finished = []
+    for item in items:
+        finished += [Finished(one, Fate.SUPERSEDED) for one in item.behind]
+        finished.append(Finished(item._replace(behind=()), fate))
+    return finished
+
+
+def _superseding(old: Item, new: Item) -> Item:
+    """The newer of two items of one group and receiver, with what only the older one says."""
+    silent = old._replace(notification=old.notification.model_copy(update={"alerts": ()}), behind=())
+    return new._replace(
+        notification=_with_what_is_over(old.notification, new.notification),
+        behind=(*old.behind, silent, *new.behind),
+    )
+
+
+def _with_what_is_over(old: Notification, new: Notification) -> Notification:
+    """The newer notification, and those alerts of the older one of which it says nothing: that are over, since nothing
+    later says so. What fires is all in the newer one, unless that is a step of an escalation, for some of the alerts.
+    """
+    told = {_identity(one) for one in new.alerts}
+    partial = new.reason is Reason.ESCALATION
+    kept = [one for one in old.alerts if (partial or not one.firing) and _identity(one) not in told]
+    unseen = max(0, old.resolved - sum(not one.firing for one in old.alerts))  # for which there was no room
+    if not kept and not unseen:
+        return new
+    alerts = sorted((*new.alerts, *kept), key=lambda one: not one.firing)
+    firing = new.firing + sum(one.firing for one in kept)
+    return new.model_copy(
+        update={
+            "status": "firing" if firing else "resolved",
+            "firing": firing,
+            "resolved": new.resolved + sum(not one.firing for one in kept) + unseen,
+            "truncated": new.truncated + unseen + max(0, len(alerts) - ALERTS_MAX),
+            "alerts": tuple(alerts[:ALERTS_MAX]),
+            "common_labels": dict(sorted(new.common_labels.items() & old.common_labels.items())),
+        }
+    )
+
+
+def _identity(one: NotifiedAlert) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """What makes an alert the same one when it fires again, as the dispatcher has it: then the newer says how it is."""
+    return one.alert.source, tuple(sorted(one.alert.labels.items()))

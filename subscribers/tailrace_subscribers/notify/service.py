@@ -172,7 +172,7 @@ class Notifier:
             self.counts[notification.receiver, "duplicate"] += 1
             ledger.finish(offset)
             return
-        self._finish(self._outbox.add(Item(partition, offset, notification), monotonic_s()))
+        self._outbox.add(Item(partition, offset, notification), monotonic_s())
 
     # -- sending -----------------------------------------------------------------------------------------
 
