@@ -9,17 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tailrace_flows.settings import ClickHouseSettings
 from tailrace_infra.stack import start_clickhouse
-from tailrace_schemas.alerts import Alert
+from tailrace_schemas.alerts import Alert, Transition, alert_id
 from tailrace_schemas.config.receivers import Receiver, Templates
 from tailrace_schemas.notifications import Notification, NotifiedAlert
 from tailrace_sinks.clickhouse import connect
 from tailrace_sinks.migrate import migrate
+from tailrace_subscribers.notify.alertmanager import payload
 from tailrace_subscribers.notify.render import TemplatesError, cause_sql, render
 from tailrace_subscribers.notify.secrets import Masker, MaskingFilter, SecretError, resolve, url_part
 from tailrace_subscribers.notify.senders import SendError, send
 
+from tests.flows.alerting.dispatching import World, config_of
+from tests.flows.alerting.scenario import S
 from tests.subscribers.receiving import EXAMPLE, Hook, notification, smtp_server, webhook_server
 
 HOSTILE = "x'); DROP TABLE rows_10s; --\\' \n\r{{ 7*7 }}{% raw %}<script>alert(1)</script>\x1b[31m\u202e\0"
@@ -90,10 +94,32 @@ def test_alertmanager_s_payload(hook: Hook) -> None:
                 "startsAt": "2026-01-05T12:00:00+00:00",
                 "endsAt": "0001-01-01T00:00:00Z",
                 "generatorURL": "",
-                "fingerprint": EXAMPLE.alerts[0].alert.id,
+                "fingerprint": alert_id("host/HostHighCpu", (("host.name", "web-1"), ("service", "host")), 0),
             }
         ],
     }
+
+
+def test_alertmanager_s_fingerprint_is_the_alert_s_in_each_of_its_lives() -> None:
+    """One that ends and fires again within `group_interval` is not told of in between, and has another id then."""
+    route = {"receiver": "hook", "group_wait": "1s", "group_interval": "60s", "group_by": ["..."]}
+    world = World.of(config_of(yaml.safe_dump({"routing": route})))
+    told: list[tuple[str, str]] = []
+    ids = set()
+    for act in (world.fire, None, world.fire, None):
+        for name in ("a", "b"):
+            if act:
+                act(name, {"service": name})
+            else:
+                world.change(name, Transition.RESOLVED)
+        for _, one in world.advance(world.now_us + 20 * S):
+            ids |= {entry.alert.id for entry in one.alerts}
+            told += [(alert["fingerprint"], alert["status"]) for alert in payload(one)["alerts"]]
+    for _, one in world.advance(world.now_us + 120 * S):
+        ids |= {entry.alert.id for entry in one.alerts}
+        told += [(alert["fingerprint"], alert["status"]) for alert in payload(one)["alerts"]]
+    assert len(ids) == 4
+    assert sorted(dict(told).values()) == ["resolved", "resolved"], told
 
 
 @pytest.mark.parametrize(

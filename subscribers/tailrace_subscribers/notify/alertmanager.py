@@ -5,7 +5,7 @@ Source: https://prometheus.io/docs/alerting/latest/configuration/#webhook_config
 
 from typing import Any
 
-from tailrace_schemas.alerts import Alert
+from tailrace_schemas.alerts import Alert, alert_id
 from tailrace_schemas.notifications import Notification, NotifiedAlert
 
 __all__ = ["payload"]
@@ -15,7 +15,7 @@ _NEVER = "0001-01-01T00:00:00Z"
 
 
 def payload(notification: Notification) -> dict[str, Any]:
-    """The same as Alertmanager would send. `fingerprint` is the alert's id; there are no external URLs."""
+    """The same as Alertmanager would send; there are no external URLs."""
     shown = [_labels(one.alert) for one in notification.alerts]
     annotations = [_annotations(one.alert) for one in notification.alerts]
     return {
@@ -43,7 +43,8 @@ def _alert(one: NotifiedAlert, labels: dict[str, str]) -> dict[str, Any]:
         "startsAt": one.alert.timestamp.isoformat(),
         "endsAt": _NEVER if one.firing or ended is None else ended.isoformat(),
         "generatorURL": "",
-        "fingerprint": one.alert.id,
+        # Of source and labels, as there; an alert's id is of one life, and who is told late may not hear of each life.
+        "fingerprint": alert_id(one.alert.source, tuple(sorted(one.alert.labels.items())), 0),
     }
 
 
