@@ -1,7 +1,7 @@
 """`tailrace notify`: tells receivers what the dispatcher decided."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -66,7 +66,7 @@ def notify(
     until_s = None if duration is None else monotonic_s() + duration
     try:
         follower = ConfigFollower(kafka.client(), kafka.topics.config)
-        receivers = _Receivers(follower, masker.learn)
+        receivers = _Receivers(follower)
         with StopSignal() as stop:
             notifier = Notifier(
                 kafka.client(), kafka.topics.notifications, f"{kafka.topic_prefix}-{GROUP}", receivers.current, masker,
@@ -83,9 +83,8 @@ def notify(
 class _Receivers:
     """The configuration's, looked at again every second."""
 
-    def __init__(self, follower: ConfigFollower, learn: Callable[[Receiver], None]) -> None:
+    def __init__(self, follower: ConfigFollower) -> None:
         self._follower = follower
-        self._learn = learn
         self._next_s = 0.0
         self._take()
 
@@ -98,6 +97,4 @@ class _Receivers:
 
     def _take(self) -> None:
         self._receivers = {one.name: one for one in self._follower.config.values() if isinstance(one, Receiver)}
-        for receiver in self._receivers.values():
-            self._learn(receiver)
         log.info("receivers: %s", ", ".join(sorted(self._receivers)) or "none")

@@ -1,6 +1,7 @@
 """`tailrace notify` as a process, between the embedded broker and real receivers."""
 
 import json
+import os
 import re
 import threading
 from collections import Counter
@@ -283,3 +284,17 @@ def test_what_ended_while_nobody_could_be_told_is_told_though_a_newer_notificati
         state |= {alert["labels"]["name"]: alert["status"] for alert in body["alerts"]}
     assert counts["hook", "superseded"] == 3
     assert state == {"a": "resolved", "b": "resolved", "c": "firing", "d": "firing"}
+
+
+def test_a_secret_s_file_that_cannot_be_read_to_its_end_holds_up_its_receiver_alone(
+    embedded_broker: str, hook: Hook, tmp_path: Path
+) -> None:
+    """As on a file server that is away; here a pipe that nobody writes to."""
+    os.mkfifo(tmp_path / "pipe")
+    hanging = {"url": f"{hook.url}/hanging", "headers": {"Authorization": f"Bearer ${{file:{tmp_path}/pipe}}"}}
+    good = {"name": "good", "webhook": {"url": f"{hook.url}/good"}}
+    apply(embedded_broker, yaml.safe_dump({"receivers": [{"name": "hanging", "webhook": hanging}, good]}))
+    produce(embedded_broker, [notification(number, ("hanging", "good")[number % 2]) for number in range(6)])
+    with notifier(embedded_broker, tmp_path / "out") as running:
+        running.until(lambda: len(hook.ids("/good")) == 3)
+        assert running.stop() == 0

@@ -60,7 +60,7 @@ def _value(reference: re.Match[str]) -> str:
 class Masker:
     """Replaces what must not be seen by `***`: resolved references, header values, what in URLs may be secret.
 
-    A secret is remembered as long as the process lives, in the forms in which libraries show it.
+    A secret is remembered as long as the process lives, in the forms in which libraries show it. For any thread.
     """
 
     def __init__(self) -> None:
@@ -115,7 +115,7 @@ class Masker:
 
     def mask(self, text: str) -> str:
         """The text without secrets."""
-        for secret in sorted(self._secrets, key=len, reverse=True):
+        for secret in sorted(self._secrets, key=len, reverse=True):  # which copies the set first, in one step
             text = text.replace(secret, MASK)
         return text
 

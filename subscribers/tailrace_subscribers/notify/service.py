@@ -179,13 +179,13 @@ class Notifier:
     def _start(self) -> None:
         for job in self._outbox.take(monotonic_s()):
             self._flying += 1
-            self._masker.learn(job.receiver)
             threading.Thread(target=self._send, args=(job,), name=f"send-{job.receiver.name}", daemon=True).start()
 
     def _send(self, job: Job) -> None:
-        """In a thread of its own: nothing but the message and the report of it."""
+        """In a thread of its own: nothing but the message and the report of it. Secrets may be files that hang."""
         note, error = "", None
         try:
+            self._masker.learn(job.receiver)
             note = send(job.receiver, [item.notification for item in job.items])
         except SendError as why:
             error = why
