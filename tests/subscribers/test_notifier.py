@@ -298,3 +298,26 @@ def test_a_secret_s_file_that_cannot_be_read_to_its_end_holds_up_its_receiver_al
     with notifier(embedded_broker, tmp_path / "out") as running:
         running.until(lambda: len(hook.ids("/good")) == 3)
         assert running.stop() == 0
+
+
+def test_no_part_of_a_secret_is_logged_where_an_answer_is_cut_or_a_library_quotes_it(
+    embedded_broker: str, hook: Hook, tmp_path: Path
+) -> None:
+    hook.answer = lambda path: (503, {}, b"-" * 270 + path.encode())
+    where = hook.url.removeprefix("http://")
+    receivers = [
+        {"name": "cut", "webhook": {"url": f"{hook.url}/${{env:LONG}}"}},
+        {"name": "header", "webhook": {"url": hook.url, "headers": {"Authorization": "Bearer ${env:LINES}"}}},
+        {"name": "url", "webhook": {"url": "${env:LINES}"}},
+        {"name": "scheme", "webhook": {"url": "${env:BACK}"}},
+        {"name": "chat", "apprise": {"url": f"json://me:${{env:LINES}}@{where}/"}},
+    ]
+    apply(embedded_broker, yaml.safe_dump({"receivers": receivers}))
+    produce(embedded_broker, [notification(number, one["name"]) for number, one in enumerate(receivers)])
+    secrets = {"LONG": "hush" * 100, "LINES": "hush-one\nhush-two", "BACK": "hush\\back", "TAILRACE_LOG": "DEBUG"}
+    with notifier(embedded_broker, tmp_path / "out", **secrets) as running:
+        running.until(lambda: all(f'"{one["name"]}: ' in running.output() for one in receivers))
+        assert running.stop() == 0
+        output = running.output()
+    assert "hush" not in output, output
+    assert "-" * 250 + "***" in output

@@ -109,7 +109,7 @@ class Masker:
             self._add(parts.netloc)  # slack://TOKEN/...
 
     def _add(self, secret: str) -> None:
-        for form in (secret, unquote(secret), url_part(secret)):
+        for form in (secret, unquote(secret), url_part(secret), repr(secret)[1:-1]):
             if len(form) >= 4:  # a shorter one would mask half of what is said, and protects nothing
                 self._secrets.add(form)
 

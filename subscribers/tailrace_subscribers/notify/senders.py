@@ -31,14 +31,14 @@ TIMEOUT_S: Final = 10.0
 """For each step: to connect, for each answer."""
 APPRISE_TIMEOUT_S: Final = 30.0
 RETRY_AFTER_MAX_S: Final = 300.0
-SAID_MAX: Final = 300
-"""Of a server's answer, in a log line."""
+SAID_MAX_BYTES: Final = 4096
+"""Of a server's answer: so much more than is shown, that a secret in it is seen whole, and masked."""
 DOMAIN: Final = "tailrace.invalid"
 """In Message-IDs: they must be unique, not resolvable."""
 
 
 class SendError(Exception):
-    """The message was not taken. The text may quote the other side: mask it before it is shown."""
+    """The message was not taken. The text may quote the other side, at length: mask it, then cut it."""
 
     def __init__(self, why: str, *, retry: bool, after_s: float | None = None) -> None:
         super().__init__(why)
@@ -94,7 +94,7 @@ def _webhook(webhook: Webhook, notification: Notification) -> None:
             allow_redirects=False, stream=True,
         ) as answer:  # fmt: skip
             code, after = answer.status_code, answer.headers.get("Retry-After", "")
-            said = "" if 200 <= code < 300 else next(answer.iter_content(SAID_MAX), b"").decode(errors="replace")
+            said = "" if 200 <= code < 300 else next(answer.iter_content(SAID_MAX_BYTES), b"").decode(errors="replace")
     except requests.RequestException as error:
         retry = not isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema)
         raise SendError(_network(error), retry=retry) from None
@@ -110,7 +110,7 @@ def _network(error: BaseException) -> str:
         error = cause
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return f"{type(error).__name__}: {error}"[:SAID_MAX]
+    return f"{type(error).__name__}: {error}"
 
 
 # -- email ---------------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def _email(email: Email, rendered: Rendered, notifications: Sequence[Notificatio
     except smtplib.SMTPResponseException as error:
         said = error.smtp_error.decode(errors="replace") if isinstance(error.smtp_error, bytes) else error.smtp_error
         permanent = error.smtp_code >= 500 and not isinstance(error, smtplib.SMTPAuthenticationError)
-        raise SendError(f"SMTP {error.smtp_code} {said}"[:SAID_MAX], retry=not permanent) from None
+        raise SendError(f"SMTP {error.smtp_code} {said}", retry=not permanent) from None
     except (OSError, smtplib.SMTPException) as error:
         raise SendError(_network(error), retry=True) from None
     return f"refused for {', '.join(sorted(refused))}" if refused else ""
@@ -198,4 +198,4 @@ def _apprise(target: AppriseTarget, rendered: Rendered, notifications: Sequence[
     )
     if not result:
         said = "; ".join(entry.message for entry in result.logs())
-        raise SendError(said[:SAID_MAX] or "Apprise could not send it", retry=True)
+        raise SendError(said or "Apprise could not send it", retry=True)

@@ -37,6 +37,8 @@ POLL_S: Final = 0.2
 BUSY_POLL_S: Final = 0.02
 SAID_EVERY_S: Final = 60.0
 """How often the same trouble of one receiver is logged."""
+SAID_MAX: Final = 300
+"""Characters of what a server said that are logged."""
 STOP_S: Final = 10.0
 """For messages under way when told to stop."""
 
@@ -206,7 +208,8 @@ class Notifier:
                     log.info("told %s: %s", name, ", ".join(item.notification.id for item in job.items[:20]))
                 else:
                     self.counts[name, "retried" if error.retry else "refused_messages"] += 1
-                    self._say(name, f"{error}{'; it is tried again' if error.retry else '; it is given up'}")
+                    why = self._masker.mask(str(error))[:SAID_MAX]  # cut after: half a secret is not known as one
+                    self._say(name, f"{why}{'; it is tried again' if error.retry else '; it is given up'}")
                 again = error is not None and error.retry and self._ours(job)
                 after_s = error.after_s if error else None
                 self._finish(self._outbox.finish(job, monotonic_s(), sent=error is None, retry=again, after_s=after_s))
