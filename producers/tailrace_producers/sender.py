@@ -210,36 +210,34 @@ class Sender:
                 return
 
     def _report_drops(self) -> None:
-        """Sends what was dropped since the last report that arrived; the next one waits for this one's fate."""
+        """Sends what was dropped since the last reports that arrived; the next ones wait for the fate of these."""
         if self._reports_in_flight:
             return
         self._report_due_s = monotonic_s() + REPORT_EVERY_S
         new = Counter(self._buffer.stats().dropped)
         new.subtract(self._reported)
-        rows: list[Any] = []
         for reason, samples in new.items():
-            if samples:
-                rows += samples, now_ns(), self._drop_ref(reason)
-        if not rows:
-            return
-        try:
-            self._connect()
-            (message,), _ = self._packer.pack(rows)
-        except Exception as error:  # noqa: BLE001 - as for samples
-            self._warn("dropped samples cannot be reported: %r", error)
-            return
-        self._reports_in_flight += 1
-        self._send(message, partial(self._on_report, new))
+            if not samples:
+                continue
+            try:
+                self._connect()
+                # One series: those of several reasons may be in different tables, so in several messages.
+                (message,), _ = self._packer.pack([samples, now_ns(), self._drop_ref(reason)])
+            except Exception as error:  # noqa: BLE001 - as for samples
+                self._warn("dropped samples cannot be reported: %r", error)
+                return
+            self._reports_in_flight += 1
+            self._send(message, partial(self._on_report, reason, samples))
 
     def _drop_ref(self, reason: str) -> SeriesRef:
         if reason not in self._drop_refs:
             self._drop_refs[reason] = SeriesRef(Series(DROPPED, "counter", "{sample}", (("tailrace.reason", reason),)))
         return self._drop_refs[reason]
 
-    def _on_report(self, reported: Counter[str], error: Any) -> None:
+    def _on_report(self, reason: str, samples: int, error: Any) -> None:
         self._reports_in_flight -= 1
         if not error:
-            self._reported.update(reported)
+            self._reported[reason] += samples
 
     def _on_error(self, error: Any) -> None:
         if error.fatal():

@@ -12,6 +12,7 @@ from confluent_kafka import KafkaError
 from tailrace_flows.core.sequences import Producer, Seen, observe
 from tailrace_producers import Telemetry, sender
 from tailrace_producers.buffer import CHUNK_SAMPLES
+from tailrace_producers.packing import PAGE
 from tailrace_producers.sender import DROPPED
 
 from tests.infra.waiting import eventually
@@ -112,6 +113,33 @@ def test_what_is_dropped_while_a_report_is_under_way_is_reported_before_the_end(
     proxy.mode = Mode.PASS
     closing.join()
     assert Received(embedded_broker).reported == {"invalid": 2}
+
+
+def test_drops_are_reported_where_their_reasons_came_a_thousand_series_apart(
+    proxy: Proxy, embedded_broker: str
+) -> None:
+    """Their series are in two tables then, and one message has one."""
+    with Telemetry("shop", bootstrap_servers=proxy.address, properties=QUICK, max_samples=CHUNK_SAMPLES) as shop:
+        gauge = shop.gauge("g")
+        gauge.set(float("nan"))
+        eventually(lambda: shop._sender._reported == {"invalid": 1})
+        for number in range(PAGE):
+            gauge.set(0, {"number": number})
+        assert shop.flush(20)
+        proxy.mode = Mode.HANG
+        gauge.set(float("nan"))
+        eventually(lambda: shop._sender._reports_in_flight)
+        gauge.set(float("nan"))
+        eventually(lambda: shop.stats.dropped.get("invalid") == 3)
+        for _ in range(3 * CHUNK_SAMPLES):
+            gauge.set(1)
+        eventually(lambda: shop.stats.dropped.get("queue_full"))
+        proxy.mode = Mode.PASS
+        assert shop.flush(20)
+        eventually(lambda: shop._sender._reported == shop.stats.dropped)
+    received = Received(embedded_broker)
+    assert received.reported == shop.stats.dropped
+    assert received.missing.total() <= shop.stats.dropped["queue_full"] // CHUNK_SAMPLES
 
 
 ENDS = """
