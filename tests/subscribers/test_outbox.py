@@ -199,6 +199,22 @@ def test_what_fails_for_too_long_or_for_good_is_ended() -> None:
     assert len(box) == 0
 
 
+def test_one_failure_ends_nothing_that_waited_for_the_rate_limit() -> None:
+    limit = RateLimit.model_validate({"messages": 1, "per": "2h"})
+    receiver = Receiver(name="mail", apprise=AppriseTarget(url="x://"), rate_limit=limit)
+    box = Outbox({"mail": receiver}.get)
+    box.add(item(1, "mail"), 0)
+    (job,) = box.take(0)
+    box.finish(job, 0, sent=True)
+    box.add(item(2, "mail"), 1)
+    box.add(item(3, "mail"), 7200 - GIVE_UP_S / 2)
+    (job,) = box.take(7200)
+    assert offsets([job]) == [[2, 3]]
+    assert box.finish(job, 7200, sent=False, retry=True) == []
+    (job,) = box.take(14400)
+    assert ends(box.finish(job, 14400, sent=False, retry=True)) == [(2, Fate.GIVEN_UP), (3, Fate.GIVEN_UP)]
+
+
 def test_more_than_the_rate_limit_waits_as_webhooks_and_is_a_digest_as_text() -> None:
     box = outbox()
     for number in range(4):

@@ -2,7 +2,8 @@
 
 A receiver that fails blocks nobody else. Of one group only the newest notification waits: it has the state of the whole
 group, so an older one would say less, later. But that an alert is over is said by one notification only, so what takes
-its place says it too, and ends together with it. What has waited for `GIVE_UP_S` at a receiver that fails is given up.
+its place says it too, and ends together with it. What has waited for `GIVE_UP_S` at a receiver that has failed for as
+long is given up.
 """
 
 from collections import deque
@@ -80,6 +81,8 @@ class _Queue:
     flying_since_s: float = 0.0
     failures: int = 0
     """In a row."""
+    failing_since_s: float = 0.0
+    """The first of these."""
     not_before_s: float = 0.0
     sent_s: deque[float] = field(default_factory=deque)
     """Attempts within the rate limit's time."""
@@ -134,6 +137,8 @@ class Outbox:
         if sent or not retry:
             queue.failures = 0
             return _ended(job.items, Fate.SENT if sent else Fate.REFUSED)
+        if not queue.failures:  # what waited for the rate limit, or behind a slow message, has not been tried
+            queue.failing_since_s = now_s
         queue.failures += 1
         wait_s = BACK_OFF_S[min(queue.failures, len(BACK_OFF_S)) - 1]
         queue.not_before_s = now_s + max(wait_s, after_s or 0.0)
@@ -145,7 +150,11 @@ class Outbox:
             elif (newer[0].partition, newer[0].offset) > (item.partition, item.offset):  # else read again, see `forget`
                 queue.waiting[key] = _superseding(item, newer[0]), newer[1]
         queue.waiting = again | queue.waiting
-        late = [key for key, (_, since_s) in queue.waiting.items() if now_s - since_s >= GIVE_UP_S]
+        late = [
+            key
+            for key, (_, since_s) in queue.waiting.items()
+            if now_s - max(since_s, queue.failing_since_s) >= GIVE_UP_S
+        ]
         return _ended([queue.waiting.pop(key)[0] for key in late], Fate.GIVEN_UP)
 
     def sweep(self, now_s: float) -> list[Finished]:
