@@ -25,7 +25,7 @@ class Adapters:
     """Writers with a flow's settings and its way to stop.
 
     `stop`, set, ends the sources after their current poll, and the flow drains. Once `hurry()` is true, writes that
-    cannot be made durable give up: the epoch is done again after the restart.
+    ClickHouse does not take give up: they are kept on disk, or done again after the restart.
     """
 
     def __init__(
@@ -67,4 +67,4 @@ class Adapters:
 
     def kafka(self) -> KafkaWriter:
         """A writer of messages."""
-        return KafkaWriter(self.settings.kafka.client(), self.hurry, host_clock.now_us)
+        return KafkaWriter(self.settings.kafka.client(), host_clock.now_us)

@@ -17,8 +17,7 @@ from zlib import crc32
 
 import pyarrow as pa
 from tailrace_schemas.clock import monotonic_s, now_us
-from tailrace_sinks.clickhouse import WriteRejectedError
-from tailrace_sinks.kafka import StoppedError
+from tailrace_sinks.clickhouse import StoppedError, WriteRejectedError
 
 from tailrace_flows.directory_lock import LockedError, lock
 from tailrace_flows.private_files import open_private, private_directory

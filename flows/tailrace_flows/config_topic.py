@@ -76,7 +76,6 @@ def publish(writer: KafkaWriter, topic: str, records: Iterable[Record]) -> None:
 
     Raises:
         KafkaException: one can never be delivered.
-        StoppedError: the process is stopping first.
     """
     for record in records:
         value = None if record.value is None else json.dumps(record.value, ensure_ascii=False).encode()

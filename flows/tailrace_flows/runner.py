@@ -17,7 +17,6 @@ from typing import Any
 
 from bytewax._bytewax import cli_main
 from tailrace_schemas import clock
-from tailrace_sinks.kafka import StoppedError
 
 from tailrace_flows import host_clock
 from tailrace_flows.recovery import prepare_recovery
@@ -28,7 +27,7 @@ __all__ = ["ClockSetError", "keep_freed_memory", "run", "start_deaf"]
 log = logging.getLogger(__name__)
 
 GRACE_S = 3.0
-"""After a signal, writes that cannot be made durable have this long before they are left to the next start."""
+"""After a signal, ClickHouse has this long to take writes before they are left to the next start."""
 EXIT_S = 4.5
 """After a signal, the process is gone by then, whatever hangs: recovery makes that safe."""
 STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
@@ -144,15 +143,7 @@ def run(
             logging.shutdown()
             os._exit(0)
     if failure:
-        given_up = _given_up(failure[0]) if stopped_at else None
-        if given_up is None:
+        if not hurry():
             raise failure[0]
-        log.warning("stopped before everything was durable; that is done again at the next start: %s", given_up)
-
-
-def _given_up(failure: BaseException) -> StoppedError | None:
-    """The write that gave up because of `hurry`, if that is why the flow failed: a stop like any other."""
-    cause: BaseException | None = failure
-    while cause is not None and not isinstance(cause, StoppedError):
-        cause = cause.__cause__ or cause.__context__
-    return cause
+        # A write that gave up, or another process of the cluster that is gone by now: a stop like any other.
+        log.warning("stopped before everything was durable; that is done again at the next start: %s", failure[0])

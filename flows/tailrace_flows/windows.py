@@ -73,7 +73,7 @@ def build_flow(
 
     Args:
         stop: set, the sources end after their current poll, and the flow drains.
-        hurry: true, writes that cannot be made durable give up: the epoch is done again after the restart.
+        hurry: true, writes that ClickHouse does not take give up: they are done again after the restart.
         process: this process' number in the cluster.
     """
     dataflow = Dataflow("tailrace_windows")

@@ -270,7 +270,7 @@ def _command(
     try:
         with _EventTail(kafka) as tail:
             sent = command_message(command)
-            writer = KafkaWriter(kafka.client(), lambda: False)
+            writer = KafkaWriter(kafka.client())
             writer.write(kafka.topics.commands, sent.key, sent.value, sent.headers)
             writer.flush()
             event = next((one for one in tail.events(USUAL_S) if one.cause == cause), None)

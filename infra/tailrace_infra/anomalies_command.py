@@ -163,7 +163,7 @@ def _send(data_dir: Path | None, kind: CommandKind, about: str, message: str, au
     kafka = reach_kafka(resolved_settings(data_dir).kafka)
     sent = command_message(command)
     try:
-        writer = KafkaWriter(kafka.client(), lambda: False)
+        writer = KafkaWriter(kafka.client())
         writer.write(kafka.topics.commands, sent.key, sent.value, sent.headers)
         writer.flush()
     except KafkaException as error:

@@ -169,7 +169,7 @@ def changes_of(config: Config, in_force: dict[str, ConfigModel], *, prune: bool)
 
 def publish_config(kafka: KafkaSettings, records: Iterable[Record]) -> None:
     """Writes records to the config topic. Raises KafkaException."""
-    publish(KafkaWriter(kafka.client(), lambda: False), kafka.topics.config, records)
+    publish(KafkaWriter(kafka.client()), kafka.topics.config, records)
 
 
 def remember(data_dir: Path, kafka: KafkaSettings) -> None:

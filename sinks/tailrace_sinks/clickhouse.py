@@ -16,11 +16,10 @@ from clickhouse_connect.driver.exceptions import Error as DriverError
 from clickhouse_connect.driver.summary import QuerySummary
 from urllib3.exceptions import HTTPError
 
-from tailrace_sinks.kafka import StoppedError
-
 __all__ = [
     "ClickHouseTarget",
     "ClickHouseWriter",
+    "StoppedError",
     "TlsFiles",
     "WriteRejectedError",
     "WriterStats",
@@ -92,6 +91,10 @@ class ClickHouseTarget(Protocol):
     def certificate_file(self) -> Path | None: ...
     @property
     def key_file(self) -> Path | None: ...
+
+
+class StoppedError(Exception):
+    """The process was told to stop while something was not yet durable: it is done again after the restart."""
 
 
 class WriteRejectedError(Exception):

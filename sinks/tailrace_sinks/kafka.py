@@ -8,13 +8,9 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from tailrace_schemas import clock
 from tailrace_schemas.kafka_errors import SecurityWarnings
 
-__all__ = ["KafkaWriter", "StoppedError", "about", "is_hopeless"]
+__all__ = ["KafkaWriter", "about", "is_hopeless"]
 
 log = logging.getLogger(__name__)
-
-
-class StoppedError(Exception):
-    """The process was told to stop while something was not yet durable: it is done again after the restart."""
 
 
 def about(topic: str, error: KafkaError) -> KafkaException:
@@ -44,15 +40,14 @@ class KafkaWriter:
     """Writes messages and confirms each one's delivery.
 
     Guarantee: when `flush` returns, every message written before is acknowledged by all in-sync replicas; otherwise it
-    raises. librdkafka retries without end while the broker is away (idempotent, in order), so `flush` then blocks until
-    `stop()` is true. Memory: at most `queue.buffering.max.messages` (100,000) wait; `write` then polls for room.
+    raises. librdkafka retries without end while the broker is away (idempotent, in order), so `flush` then blocks; a
+    process that is to end does not wait for it. Memory: at most `queue.buffering.max.messages` (100,000) wait; `write`
+    then polls for room.
 
     `now_us` gives their record times, which readers go by; Kafka 4 refuses one that is more than an hour ahead.
     """
 
-    def __init__(
-        self, client: dict[str, Any], stop: Callable[[], bool], now_us: Callable[[], int] = clock.now_us
-    ) -> None:
+    def __init__(self, client: dict[str, Any], now_us: Callable[[], int] = clock.now_us) -> None:
         self._producer = Producer(
             {
                 "enable.idempotence": True,
@@ -66,7 +61,7 @@ class KafkaWriter:
                 **client,
             }
         )
-        self._stop, self._now_us = stop, now_us
+        self._now_us = now_us
         self._failed: KafkaException | None = None
 
     def write(
@@ -75,7 +70,6 @@ class KafkaWriter:
         """Queues a message, and lets librdkafka send it at once. A value of None is a tombstone.
 
         Raises:
-            StoppedError: the queue is full and the process is stopping.
             KafkaException: the message can never be delivered (too large, no such topic).
         """
         while True:
@@ -92,7 +86,6 @@ class KafkaWriter:
                 return
             except BufferError:
                 self._producer.poll(0.1)
-                self._check_stop()
             except KafkaException as error:
                 raise about(topic, error.args[0]) from None
 
@@ -100,17 +93,12 @@ class KafkaWriter:
         """Waits until all is delivered.
 
         Raises:
-            StoppedError: the process is stopping first.
             KafkaException: a message can never be delivered.
         """
         while self._producer.flush(0.25):
-            self._check_stop()
+            pass
         if self._failed is not None:
             raise self._failed
-
-    def _check_stop(self) -> None:
-        if self._stop():
-            raise StoppedError(f"Kafka has not confirmed {len(self._producer)} messages")
 
     def _confirm(self, error: KafkaError | None, message: Message) -> None:
         if error is not None:

@@ -14,8 +14,7 @@ import pytest
 from tailrace_flows import behind as module
 from tailrace_flows.behind import Behind, RowWriter, Spool, SpoolError
 from tailrace_flows.directory_lock import lock
-from tailrace_sinks.clickhouse import WriteRejectedError
-from tailrace_sinks.kafka import StoppedError
+from tailrace_sinks.clickhouse import StoppedError, WriteRejectedError
 
 from tests.infra.waiting import eventually, logged
 

@@ -83,7 +83,7 @@ def test_kafka_takes_rows_however_their_sizes_differ(embedded_broker: str, narro
     (small,) = many_rows("cart").slice(0, 1).to_pylist()
     row = small | {"bucket_index": list(range(MAX_BUCKETS)), "bucket_count": [2**40] * MAX_BUCKETS}
     rows = pa.RecordBatch.from_pylist([row] * wide + [small] * narrow, NO_ROWS.schema)
-    writer = KafkaWriter({"bootstrap.servers": embedded_broker}, lambda: False)
+    writer = KafkaWriter({"bootstrap.servers": embedded_broker})
     part = AggregatesSink(lambda: writer, "aggregates").build_part("aggregates", "00", None)
     part.write_batch([Output([Block("cart", "", 10, 70, rows)])])
     part.snapshot()
@@ -109,7 +109,7 @@ def test_kafka_takes_the_row_of_the_longest_names_and_the_most_buckets(embedded_
     assert not letters
     shard = Shard(CONFIG, START_US)
     outputs = [shard.on_items([item for _, item in items], START_US), shard.on_end(START_US)]
-    writer = KafkaWriter({"bootstrap.servers": embedded_broker}, lambda: False)
+    writer = KafkaWriter({"bootstrap.servers": embedded_broker})
     part = AggregatesSink(lambda: writer, "aggregates").build_part("aggregates", "00", None)
     part.write_batch(outputs)
     part.snapshot()

@@ -103,7 +103,7 @@ def publish(servers: str, topics: Topics, directory: Path) -> None:
     """The rows of the samples as a flow leaves them in the topic: some first incomplete, some twice, those of one
     partition before those of another; among rows of other streams and lengths, and records that are none."""
     ensure_topics({"bootstrap.servers": servers}, topics, 4)
-    writer = KafkaWriter({"bootstrap.servers": servers}, lambda: False)
+    writer = KafkaWriter({"bootstrap.servers": servers})
 
     def write(rows: Any, stream: str = "s", seconds: int = 10) -> None:
         service = rows.column("service")[0].as_py()
@@ -182,7 +182,7 @@ def test_a_topic_gives_what_the_file_gives(
         nothing, said = run(*arguments, code=1)
         assert nothing == []
         assert wanted in said
-    writer = KafkaWriter({"bootstrap.servers": servers}, lambda: False)
+    writer = KafkaWriter({"bootstrap.servers": servers})
     writer.write(topics.samples, b"a", b"neither")
     writer.flush()
     said = run(*rules, "--topic", topics.samples, "--from", "1", "--to", "2", code=1)[1]

@@ -306,7 +306,7 @@ class World:
 def configure(b: Bench, text: str) -> None:
     """Puts a configuration in force."""
     records = [record_of(item) for item in load([("rules.yaml", text)]).items]
-    publish(KafkaWriter(b.settings.kafka.client(), lambda: False), b.settings.kafka.topics.config, records)
+    publish(KafkaWriter(b.settings.kafka.client()), b.settings.kafka.topics.config, records)
 
 
 # -- the oracle -------------------------------------------------------------------------------------

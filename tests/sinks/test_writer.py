@@ -13,8 +13,7 @@ import pytest
 from tailrace_flows.settings import ClickHouseSettings
 from tailrace_infra.ports import free_port
 from tailrace_schemas.rows import COUNTERS, EVENTS, WINDOW_ROWS
-from tailrace_sinks.clickhouse import ClickHouseWriter, WriteRejectedError, connect
-from tailrace_sinks.kafka import StoppedError
+from tailrace_sinks.clickhouse import ClickHouseWriter, StoppedError, WriteRejectedError, connect
 from tailrace_sinks.migrate import migrate
 
 from tests.sinks.conftest import start_clickhouse

@@ -158,7 +158,7 @@ def apply(bootstrap_servers: str, text: str, topics: Topics = TOPICS) -> None:
     """Puts a configuration in force."""
     ensure_topics({"bootstrap.servers": bootstrap_servers}, topics, partitions=1)
     records = [record_of(item) for item in load([("test.yaml", text)]).items]
-    publish(KafkaWriter({"bootstrap.servers": bootstrap_servers}, lambda: False), topics.config, records)
+    publish(KafkaWriter({"bootstrap.servers": bootstrap_servers}), topics.config, records)
 
 
 def produce(bootstrap_servers: str, notifications: list[Notification], topics: Topics = TOPICS) -> None:

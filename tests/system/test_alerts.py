@@ -59,7 +59,7 @@ def records(text: str) -> list[Record]:
 
 
 def put_in_force(b: Bench, text: str) -> None:
-    publish(KafkaWriter(b.settings.kafka.client(), lambda: False), b.settings.kafka.topics.config, records(text))
+    publish(KafkaWriter(b.settings.kafka.client()), b.settings.kafka.topics.config, records(text))
 
 
 class Host:
@@ -156,7 +156,7 @@ def test_an_alert_begins_is_acknowledged_and_ends(embedded_broker: str, clickhou
             assert "no alert has an id" in people.say("ack", "nobody")
             (shown,) = people.ask("list")
             assert (shown["id"], shown["status"], shown["labels"]["host"]) == (alert.id, "acknowledged", "one")
-            writer = KafkaWriter(b.settings.kafka.client(), lambda: False)
+            writer = KafkaWriter(b.settings.kafka.client())
             unknown = Command(
                 id="c2", kind=CommandKind.RESOLVE, alert_id="nobody", time=time_of(now_us()), author="ann"
             )

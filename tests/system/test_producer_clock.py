@@ -24,7 +24,7 @@ def test_an_alert_is_on_the_topic_within_half_a_minute(
 ) -> None:
     with bench(embedded_broker, clickhouse_url, tmp_path, f"clock_{how}", "snapshot") as b:
         kafka = b.settings.kafka
-        publish(KafkaWriter(kafka.client(), lambda: False), kafka.topics.config, default_config())
+        publish(KafkaWriter(kafka.client()), kafka.topics.config, default_config())
         producer, pause = b.producer(), threading.Event()
         sequence = 0
 

@@ -197,7 +197,7 @@ def test_a_client_certificate_is_who_one_is(secured: Secured) -> None:
     settings = secured.kafka_settings(
         "sdk", bootstrap_servers=secured.kafka.ssl, security_protocol="SSL", certificate_file=certificate, key_file=key
     )
-    writer = KafkaWriter(settings.client(), lambda: False)
+    writer = KafkaWriter(settings.client())
     writer.write(Topics().samples, b"web", b"no batch")
     writer.flush()
 

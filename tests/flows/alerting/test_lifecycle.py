@@ -388,7 +388,7 @@ def test_an_alert_fits_into_its_messages_whatever_was_written_on_it(char: str) -
     assert [event.transition for event in events[-3:]] == [
         Transition.REJECTED, Transition.ACKNOWLEDGED, Transition.RESOLVED,
     ]  # fmt: skip
-    topic: Any = KafkaWriter({"bootstrap.servers": "127.0.0.1:1", "log_level": 0}, lambda: True)  # checks sizes itself
+    topic: Any = KafkaWriter({"bootstrap.servers": "127.0.0.1:1", "log_level": 0})  # checks sizes itself
     sink = EventsSink(lambda: topic, "alerts").build_part("alerts", "00", None)
     sink.write_batch([Findings(events)])
     for event in events:
