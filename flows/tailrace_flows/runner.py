@@ -142,6 +142,9 @@ def run(
             log.warning("not drained in time; what is not yet durable is done again at the next start")
             logging.shutdown()
             os._exit(0)
+    # An interpreter that ends sets every handler back, but not this.
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     if failure:
         if not hurry():
             raise failure[0]

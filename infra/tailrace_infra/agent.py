@@ -152,7 +152,7 @@ def main() -> int:
     from confluent_kafka import KafkaException
 
     try:
-        with ReloadSignal() as signals:
+        with ReloadSignal(last=True) as signals:
             if options.child:
                 announce_ready()
             return run_agent(options.interval, options.service, options.duration, signals)

@@ -67,7 +67,7 @@ def notify(
     try:
         follower = ConfigFollower(kafka.client(), kafka.topics.config)
         receivers = _Receivers(follower)
-        with StopSignal() as stop:
+        with StopSignal(last=True) as stop:
             notifier = Notifier(
                 kafka.client(), kafka.topics.notifications, f"{kafka.topic_prefix}-{GROUP}", receivers.current, masker,
                 stopped=lambda: stop.is_set() or (until_s is not None and monotonic_s() >= until_s),

@@ -7,7 +7,6 @@ from the environment, so that no secret stands in an argument list.
 import argparse
 import logging
 import os
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -203,7 +202,7 @@ def _run_cluster(flow: str, settings: Settings, processes: int, duration_s: floa
     directory = recovery_of(flow, settings)
     children: list[Child] = []
     host_clock.begin(_broker_offset_us(settings))
-    with StopSignal() as stop:
+    with StopSignal(last=True) as stop:
         try:
             codes = [CLOCK_BACK_CODE]
             while (set_anew := not {CLOCK_AHEAD_CODE, CLOCK_BACK_CODE}.isdisjoint(codes)) and not stop.is_set():
@@ -223,8 +222,7 @@ def _run_cluster(flow: str, settings: Settings, processes: int, duration_s: floa
                 stop.wait(None, [child.end for child in children])
                 for child in children:
                     child.process.terminate()
-                # Not stop(), which would send a second SIGTERM: while an interpreter ends, that kills it.
-                codes = [_code(child) for child in children]
+                codes = [child.stop(STOP_TIMEOUT_S) for child in children]
             if any(codes) and not set_anew:
                 raise FlowError(f"a process of the cluster failed (exit codes {codes}); its log is above")
         except ChildError:
@@ -233,13 +231,6 @@ def _run_cluster(flow: str, settings: Settings, processes: int, duration_s: floa
         finally:
             for child in children:
                 child.stop()
-
-
-def _code(child: Child) -> int:
-    try:
-        return child.process.wait(STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        return child.stop(0)
 
 
 def main() -> None:

@@ -20,6 +20,10 @@ class StopSignal:
     interpreter writes to `set_wakeup_fd` from the signal itself, and what was written stays readable.
     """
 
+    def __init__(self, *, last: bool = False) -> None:
+        """`last`: the process ends after the context, which signals are to change no more, its exit code least."""
+        self._last = last
+
     def __enter__(self) -> "StopSignal":
         self._woken, self._waker = socket.socketpair()
         self._waker.setblocking(False)
@@ -49,7 +53,7 @@ class StopSignal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for one, handler in self._previous.items():
-            signal.signal(one, handler)
+            signal.signal(one, signal.SIG_IGN if self._last else handler)
         signal.set_wakeup_fd(self._previous_fd)
         self._woken.close()
         self._waker.close()

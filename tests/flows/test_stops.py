@@ -83,15 +83,27 @@ def build(settings: Settings, *, stop: threading.Event, hurry: Callable[[], bool
         eventually(hurry)
         raise RuntimeError("the other process is gone")
 
-    write = {"kafka is away": write_to_nobody, "a peer is gone": fail_late}[moment]
+    write = {"kafka is away": write_to_nobody, "a peer is gone": fail_late, "all is well": lambda: None}[moment]
     dataflow = Dataflow("writing")
     op.output("out", op.input("in", dataflow, _Source(stop)), _Sink(write))
     return dataflow
 
 
+class _Last:
+    """Sends another signal when it is deleted."""
+
+    kill, own, number = staticmethod(os.kill), os.getpid(), signal.SIGTERM
+
+    def __del__(self) -> None:
+        self.kill(self.own, self.number)
+
+
 def main(moment: str, directory: Path) -> None:
     settings = Settings(kafka=KafkaSettings(bootstrap_servers=f"127.0.0.1:{free_port()}"))
     runner.run(settings, partial(build, moment=moment), directory)
+    if moment == "all is well":
+        # Deleted with the main module, when the interpreter has set signals back already.
+        globals()["last"] = _Last()
 
 
 def stopped(moment: str, directory: Path) -> subprocess.CompletedProcess[str]:
@@ -105,6 +117,11 @@ def test_a_stop_while_kafka_is_away_is_no_failure(tmp_path: Path) -> None:
     assert "not drained in time" in done.stderr
     assert "panicked" not in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_second_signal_does_not_turn_a_clean_end_into_a_killed_one(tmp_path: Path) -> None:
+    done = stopped("all is well", tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_fails_late_in_a_stop_is_done_again_at_the_next_start(tmp_path: Path) -> None:

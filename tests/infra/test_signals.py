@@ -3,6 +3,8 @@
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -50,6 +52,19 @@ def test_a_wait_ends_when_something_else_is_readable() -> None:
         assert not stop.wait(60, [file])
         stop.set()
         assert stop.wait(60, [file])
+
+
+@BOTH
+def test_after_the_last_wait_a_process_ends_as_it_would_have(number: signal.Signals) -> None:
+    text = f"""if True:
+        import os
+        from tailrace_infra.signals import StopSignal
+        with StopSignal(last=True) as stop:
+            os.kill(os.getpid(), {number.value})
+            assert stop.is_set()
+        os.kill(os.getpid(), {number.value})
+    """
+    assert subprocess.run([sys.executable, "-c", text], check=False, timeout=60).returncode == 0
 
 
 def test_afterwards_signals_do_what_they_did_before() -> None:
