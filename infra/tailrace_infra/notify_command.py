@@ -1,6 +1,8 @@
 """`tailrace notify`: tells receivers what the dispatcher decided."""
 
 import logging
+import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -11,12 +13,15 @@ from tailrace_schemas.clock import monotonic_s
 from tailrace_schemas.config.receivers import Receiver
 
 from tailrace_infra.output import Format, write_rows
+from tailrace_infra.signals import StopSignal
 
 __all__ = ["register"]
 
 log = logging.getLogger(__name__)
 
 CONFIG_POLL_S = 1.0
+EXIT_S = 12.0
+"""After a signal, the process is gone by then: the notifier's `STOP_S`, and what a commit takes where Kafka answers."""
 
 
 def register(app: typer.Typer) -> None:
@@ -55,7 +60,6 @@ def notify(
         if (error.name or "").startswith("tailrace"):
             raise
         fail(f"this needs the package {error.name}: pip install 'tailrace[notify]'")
-    from tailrace_infra.signals import StopSignal
 
     kafka = reach_kafka(resolved_settings(data_dir).kafka)
     masker = Masker()
@@ -68,6 +72,7 @@ def notify(
         follower = ConfigFollower(kafka.client(), kafka.topics.config)
         receivers = _Receivers(follower)
         with StopSignal(last=True) as stop:
+            threading.Thread(target=_end_in_time, args=(stop, duration), daemon=True).start()
             notifier = Notifier(
                 kafka.client(), kafka.topics.notifications, f"{kafka.topic_prefix}-{GROUP}", receivers.current, masker,
                 stopped=lambda: stop.is_set() or (until_s is not None and monotonic_s() >= until_s),
@@ -78,6 +83,16 @@ def notify(
         fail(kafka_reason(kafka, error))
     rows = [[name, what, count] for (name, what), count in sorted(notifier.counts.items())]
     write_rows(["receiver", "what", "count"], rows, format)
+
+
+def _end_in_time(stop: StopSignal, duration_s: float | None) -> None:
+    """Ends the process where it hangs once it is to stop: librdkafka tries a commit again as long as Kafka is away."""
+    stop.wait(duration_s)
+    log.info("stopping: what is under way is finished, within %d s", EXIT_S)
+    threading.Event().wait(EXIT_S)
+    log.warning("Kafka does not answer: what was sent last is not committed, and is sent again after the restart")
+    logging.shutdown()
+    os._exit(0)
 
 
 class _Receivers:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import psutil
 import pytest
 import yaml
 from confluent_kafka import Producer
+from tailrace_infra.child import start_child
 from tailrace_schemas.alerts import Transition
 from tailrace_schemas.notifications import Notification
 from tailrace_schemas.topics import Topics
@@ -206,6 +208,27 @@ def test_a_kill_repeats_at_most_one_message_for_each_receiver(
         times = Counter(hook.ids(f"/{name}"))
         assert set(times) == {one.id for one in batch if one.receiver == name}
         assert sum(count - 1 for count in times.values()) <= 1, name
+
+
+def test_it_ends_in_time_though_kafka_takes_no_commit(hook: Hook, tmp_path: Path) -> None:
+    broker = start_child("tailrace_infra.broker")
+    address = broker.ready["bootstrap_servers"]
+
+    def answer(_path: str) -> tuple[int, dict[str, str], bytes]:
+        os.kill(broker.process.pid, signal.SIGSTOP)
+        return 200, {}, b""
+
+    hook.answer = answer
+    try:
+        apply(address, hooks(hook, "hook"))
+        produce(address, [notification(1)])
+        with notifier(address, tmp_path / "out") as running:
+            running.until(lambda: "told hook" in running.output())
+            assert running.stop() == 0
+            assert "Kafka does not answer: what was sent last is not committed" in running.output()
+    finally:
+        broker.process.send_signal(signal.SIGCONT)
+        broker.stop()
 
 
 def test_a_receiver_that_is_new_is_told_though_its_notification_comes_at_once(
