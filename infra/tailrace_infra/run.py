@@ -81,7 +81,8 @@ def run_flow(
 
     Raises:
         LockedError: another instance uses the recovery directory.
-        FlowError: the flow failed, Kafka does not answer or has no topics, or the recovery directory's disk is full.
+        FlowError: the flow failed, Kafka does not answer or has no topics, or the recovery directory
+            cannot be written to.
     """
     # Here, because the engine would take half a minute to notice, and put a panic of its own before our message.
     private_umask()
@@ -97,9 +98,12 @@ def run_flow(
             else:
                 _run_cluster(flow, settings, processes, duration_s, held)
     except OSError as error:
-        if not recovery.no_space(error, directory):  # for the lock, which is a file too
-            raise
-        raise FlowError(explain(error, settings, directory)) from error
+        if recovery.no_space(error, directory):  # for the lock, which is a file too
+            raise FlowError(explain(error, settings, directory)) from error
+        where = Path(error.filename).resolve() if isinstance(error.filename, str) else None
+        if where and (where == directory.resolve() or where in directory.resolve().parents):
+            raise FlowError(f"{reason(error)} - recovery.directory must be one that can be written to") from error
+        raise
 
 
 def _check_topics(kafka: KafkaSettings, names: Sequence[str]) -> None:

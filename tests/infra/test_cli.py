@@ -201,6 +201,20 @@ def test_a_flow_without_its_topics_says_so_and_nothing_else(
     assert f"topic tailrace.{topic}: Broker: Unknown topic or partition - `tailrace topics` creates the topics" in told
 
 
+def test_a_recovery_directory_that_cannot_be_is_told_with_its_setting(embedded_broker: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    environment = {
+        "TAILRACE_KAFKA__BOOTSTRAP_SERVERS": embedded_broker,
+        "TAILRACE_RECOVERY__DIRECTORY": str(tmp_path / "file"),
+    }
+    assert tailrace("topics", environment=environment, cwd=tmp_path).returncode == 0
+    done = tailrace("run", "windows", environment=environment, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    (told,) = done.stderr.splitlines()
+    assert f"{tmp_path / 'file'}" in told
+    assert "recovery.directory" in told
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
