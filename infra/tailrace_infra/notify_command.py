@@ -68,11 +68,12 @@ def notify(
     for name in ("urllib3", "requests"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what they report, they also tell the caller
     until_s = None if duration is None else monotonic_s() + duration
+    ended = threading.Event()
     try:
         follower = ConfigFollower(kafka.client(), kafka.topics.config)
         receivers = _Receivers(follower)
         with StopSignal(last=True) as stop:
-            threading.Thread(target=_end_in_time, args=(stop, duration), daemon=True).start()
+            threading.Thread(target=_end_in_time, args=(stop, duration, ended), daemon=True).start()
             notifier = Notifier(
                 kafka.client(), kafka.topics.notifications, f"{kafka.topic_prefix}-{GROUP}", receivers.current, masker,
                 stopped=lambda: stop.is_set() or (until_s is not None and monotonic_s() >= until_s),
@@ -81,18 +82,20 @@ def notify(
         follower.close()
     except KafkaException as error:
         fail(kafka_reason(kafka, error))
+    finally:
+        ended.set()
     rows = [[name, what, count] for (name, what), count in sorted(notifier.counts.items())]
     write_rows(["receiver", "what", "count"], rows, format)
 
 
-def _end_in_time(stop: StopSignal, duration_s: float | None) -> None:
+def _end_in_time(stop: StopSignal, duration_s: float | None, ended: threading.Event) -> None:
     """Ends the process where it hangs once it is to stop: librdkafka tries a commit again as long as Kafka is away."""
     stop.wait(duration_s)
     log.info("stopping: what is under way is finished, within %d s", EXIT_S)
-    threading.Event().wait(EXIT_S)
-    log.warning("Kafka does not answer: what was sent last is not committed, and is sent again after the restart")
-    logging.shutdown()
-    os._exit(0)
+    if not ended.wait(EXIT_S):
+        log.warning("Kafka does not answer: what was sent last is not committed, and is sent again after the restart")
+        logging.shutdown()
+        os._exit(0)
 
 
 class _Receivers:
