@@ -314,6 +314,53 @@ SCENARIOS = {
       10000s |                       |
         """,
     ),
+    "an escalation goes on where an alert fires again before anybody was told of its end": (
+        """
+        routing: {receiver: mail, escalation: page}
+        escalations: [{name: page, steps: [{wait: 10m}, {notify: second}]}]
+        """,
+        """
+          0s | fire a    |
+         30s |           | mail first a
+        180s | resolve a |
+        240s | fire a    |
+        630s |           | second escalation/2 a
+        700s | resolve a |
+        930s |           | mail resolved -a; second resolved -a
+        """,
+    ),
+    "... and begins anew where somebody had acknowledged what is over": (
+        """
+        routing: {receiver: mail, escalation: page}
+        escalations: [{name: page, steps: [{wait: 10m}, {notify: second}]}]
+        """,
+        """
+          0s | fire a    |
+         30s |           | mail first a
+         60s | ack a     |
+        180s | resolve a |
+        240s | fire a    |
+        840s |           | second escalation/2 a
+        """,
+    ),
+    "an alert that flaps climbs, too": (
+        """
+        routing:
+          {receiver: mail, escalation: page, flap_damping: {window: 1h, start: 3, stop: 1}}
+        escalations: [{name: page, steps: [{wait: 10m}, {notify: second}]}]
+        """,
+        """
+          0s | fire a    |
+         30s |           | mail first a
+         60s | resolve a |
+        120s | fire a    |
+        250s | resolve a |
+        400s | fire a    |
+        500s | resolve a |
+        550s | fire a    |
+        630s |           | second escalation/2 ~a
+        """,
+    ),
     "mute times: held back, told when they are over; an escalation waits for them": (
         """
         routing:

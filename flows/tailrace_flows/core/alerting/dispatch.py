@@ -117,11 +117,14 @@ class Dispatcher:
         labels = alert.labels | {
             "alertname": alert.name, "severity": alert.severity.value, "source": alert.source,
         }  # fmt: skip
+        fires_anew = known is not None and known.id != alert.id
         if known is None or known.id != alert.id:
             known = self._activate(identity, known, alert, event, labels)
         self._update(identity, known, alert, event, firing, now_us)
         if firing:
             self._enter(identity, known, labels, now_us)
+            if fires_anew and not known.acknowledged:
+                self._go_on_climbing(identity, known, now_us)
         elif not known.groups:
             self._drop(identity)
 
@@ -236,8 +239,6 @@ class Dispatcher:
             flapping=bool(known and known.flapping), groups=known.groups if known else (),
         )  # fmt: skip
         self._alerts[identity] = found
-        if not found.acknowledged:  # what follows is escalated anew
-            self._stop_climbs(identity, found)
         return found
 
     def _update(
@@ -253,7 +254,7 @@ class Dispatcher:
         known.body = alert.model_dump_json().encode()
         known.firing = firing
         known.acknowledged |= alert.status is Status.ACKNOWLEDGED
-        if known.acknowledged or not known.told_as_firing:
+        if known.acknowledged:  # what is over climbs no more either, but may fire again before anybody hears of it
             self._stop_climbs(identity, known)
         if not firing:
             self._remember_end(alert.id, known.sequence, now_us)
@@ -296,6 +297,13 @@ class Dispatcher:
         for key in alert.groups:
             if key in self._groups:
                 self._groups[key].stop_climb(identity)
+
+    def _go_on_climbing(self, identity: Identity, alert: Tracked, now_us: int) -> None:
+        """Who was told that it fires, and not that it was over, is not told again: no notification begins a climb."""
+        for key in alert.groups:
+            group = self._groups[key]
+            group.go_on_climbing(identity, self._nodes[group.node], now_us)
+            self._next_us = group.due_us() if self._next_us is None else min(self._next_us, group.due_us())
 
     def _remember_end(self, alert: str, sequence: int, now_us: int) -> None:
         self._ended.pop(alert, None)

@@ -222,8 +222,18 @@ class Group:
                 self.climbs.setdefault(identity, (now_us, 0))
         self._plan(node)
 
+    def go_on_climbing(self, identity: Identity, node: Node, now_us: int) -> None:
+        """It fires again, and whoever was told of it believes that it did all the time.
+
+        So a climb that is under way goes on. There is none where it was acknowledged before, or has a step behind it that
+        was due while it was over: it begins anew.
+        """
+        if node.climbs and any(identity in told.open for told in self.told.values()):
+            self.climbs.setdefault(identity, (now_us, 0))
+            self._plan(node)
+
     def stop_climb(self, identity: Identity) -> None:
-        """It was acknowledged, or is over."""
+        """It was acknowledged."""
         self.climbs.pop(identity, None)
 
     def climb(self, node: Node, alerts: Mapping[Identity, Tracked], held: Held, now_us: int) -> list[Draft]:
