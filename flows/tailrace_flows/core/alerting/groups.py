@@ -225,8 +225,8 @@ class Group:
     def go_on_climbing(self, identity: Identity, node: Node, now_us: int) -> None:
         """It fires again, and whoever was told of it believes that it did all the time.
 
-        So a climb that is under way goes on. There is none where it was acknowledged before, or has a step behind it that
-        was due while it was over: it begins anew.
+        So a climb that is under way goes on. There is none where somebody had acknowledged it, or a step was due while
+        it was over: it begins anew.
         """
         if node.climbs and any(identity in told.open for told in self.told.values()):
             self.climbs.setdefault(identity, (now_us, 0))
