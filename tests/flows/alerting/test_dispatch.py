@@ -411,7 +411,70 @@ SCENARIOS = {
          30s |                                       | web first a; root first b
         100s | config two                            |
         101s |                                       | db first b
-        330s |                                       | root changed a
+        330s |                                       | root first a
+        """,
+    ),
+    "who was told of an alert, and is left out by a change of its route, hears of its end": (
+        {
+            "one": "{routing: {receiver: web}, receivers: [{name: quiet, send_resolved: false}]}",
+            "two": "{routing: {receiver: db}, receivers: [{name: web}]}",
+        },
+        """
+          0s | fire a; fire b |
+         30s |                | web first a b
+        100s | config two     |
+        330s |                | db first a b
+        400s | resolve a      |
+        630s |                | db changed b -a; web changed b -a
+        700s | fire c         |
+        930s |                | db changed b c
+       1000s | resolve b      |
+       1230s |                | db changed c -b; web resolved -b
+       1300s | resolve c      |
+       1530s |                | db resolved -c
+        """,
+    ),
+    "... also where another route takes it now": (
+        {
+            "one": "{routing: {receiver: root, routes: [{where: {service: web}, receiver: web}]}}",
+            "two": "{routing: {receiver: root}, receivers: [{name: web}]}",
+        },
+        """
+          0s | fire a service=web |
+         30s |                    | web first a
+        100s | config two         |
+        101s |                    | root first a
+        200s | resolve a          |
+        401s |                    | root resolved -a; web resolved -a
+        """,
+    ),
+    "... and where it ended just before": (
+        {
+            "one": "{routing: {receiver: root, routes: [{where: {service: web}, receiver: web}]}}",
+            "two": "{routing: {receiver: root, routes: [{where: {service: '=~web'}, receiver: web}]}}",
+        },
+        """
+          0s | fire a service=web |
+         30s |                    | web first a
+        100s | resolve a          |
+        110s | config two         |
+        111s |                    | web resolved -a
+        """,
+    ),
+    "... or is of another severity when it fires again": (
+        """
+        routing:
+          receiver: root
+          routes: [{where: {severity: critical}, receiver: pager}]
+        """,
+        """
+          0s | fire a severity=critical |
+         30s |                          | pager first a
+        200s | resolve a                |
+        210s | fire a severity=warning  |
+        240s |                          | root first a
+        400s | resolve a                |
+        540s |                          | root resolved -a; pager resolved -a
         """,
     ),
     "without routing nobody is told; with it everybody is told of what fires": (

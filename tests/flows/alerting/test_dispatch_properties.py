@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tailrace_flows.core.alerting.dispatch import Dispatcher
+from tailrace_flows.core.alerting.routing import Router
 from tailrace_schemas.alerts import AlertEvent, CommandKind, Transition, us_of
+from tailrace_schemas.config.dispatch import DispatchConfig
 from tailrace_schemas.notifications import Notification
 
 from tests.flows.alerting.dispatching import World, config_of
@@ -162,6 +164,48 @@ def test_in_the_end_every_receiver_knows_what_is_true(acts: list[Act]) -> None:
             continue
         for receiver in ("pager", "chat") if service == "db" else ("web",):
             assert believed[(receiver, name, service)]
+
+
+NAMES = ["mail", "web", "pager", "chat", "second"]
+OTHERS = [
+    config_of(f"{{{text}, receivers: [{', '.join(f'{{name: {name}}}' for name in NAMES)}]}}")
+    for text in (
+        "routing: {receiver: mail, group_interval: 2m, routes: [{where: {service: web}, receiver: chat}]}",
+        "routing: {receiver: web, group_interval: 2m, group_by: [alertname], routes: "
+        "[{where: {service: web}, receiver: chat, continue: true}, {where: {service: =~web|db}, team: two}]}, "
+        "teams: [{name: two, receivers: [pager, mail]}]",
+        "routing: {receiver: mail, group_interval: 2m, escalation: page, flap_damping: null}, "
+        "escalations: [{name: page, steps: [{wait: 1m}, {notify: second}]}]",
+    )
+]
+
+
+@settings(deadline=None, max_examples=200)
+@given(ACTS, st.dictionaries(st.integers(0, 24), st.sampled_from(OTHERS)), st.frozensets(st.integers(0, 24)))
+def test_whatever_becomes_of_routes_nobody_believes_that_something_fires_that_is_over(
+    acts: list[Act], configs: dict[int, DispatchConfig], restarts: frozenset[int]
+) -> None:
+    """And who is to be told of what fires by the routes of the end knows of it."""
+    world = World.of(OTHERS[0])
+    sent = []
+    for number, act in enumerate(acts):
+        if number in configs:
+            world.config = configs[number]
+            world.dispatcher.on_config(world.config, world.now_us)
+        if number in restarts:
+            world.restart()
+        sent += do(world, act)
+    sent += world.advance(world.now_us + SETTLED_US)
+    true = {key for key, alert in world.alerts.items() if alert.status.value != "resolved"}
+    believed: dict[tuple[str, str], bool] = {}
+    for _, one in sent:
+        for alert in one.alerts:
+            believed[(one.receiver, f"{alert.alert.name}/{alert.alert.labels['service']}")] = alert.firing
+    assert {(receiver, key) for (receiver, key), firing in believed.items() if firing and key not in true} == set()
+    router = Router(world.config)
+    for key in true:
+        for route in router.route({"service": key.partition("/")[2]}):
+            assert all(believed[(address.receiver, key)] for address in route.addresses)
 
 
 @settings(deadline=None, max_examples=150)

@@ -182,7 +182,9 @@ class Dispatcher:
         for group in due:
             node = self._nodes[group.node]
             before = list(group.members)
-            drafts = group.flush(node, self._alerts, held, now_us) if group.next_us <= now_us else []
+            drafts = []
+            if group.next_us <= now_us:
+                drafts += group.flush(node, self._alerts, held, now_us, self._router.receivers)
             if group.climb_us is not None and group.climb_us <= now_us:
                 drafts += group.climb(node, self._alerts, held, now_us)
             found += [self._write(group, draft, now_us) for draft in drafts]
@@ -260,16 +262,18 @@ class Dispatcher:
             self._remember_end(alert.id, known.sequence, now_us)
 
     def _enter(self, identity: Identity, alert: Tracked, labels: dict[str, str], now_us: int) -> None:
-        """Puts an alert into the groups it belongs to now, and takes it out of others. What is over enters no group."""
+        """Puts an alert into the groups it belongs to now, and takes it out of others.
+
+        What is over enters no group, unless it leaves one that has told of it: its end is told by the new one.
+        """
         wanted: dict[str, tuple[Node, tuple[tuple[str, str], ...]]] = {}
         for node in self._router.route(labels):
             group_labels = node.group_labels(labels)
             wanted[f"{node.key}:{pairs_text(group_labels)}"] = (node, group_labels)
         alert.labels = labels
-        for key in alert.groups:
-            if key not in wanted and key in self._groups:
-                self._groups[key].remove(identity)
-        if not alert.firing:
+        left = [self._groups[key] for key in alert.groups if key not in wanted and key in self._groups]
+        believing = {receiver for group in left for receiver in group.hand_over(identity)}
+        if not alert.firing and not believing:
             wanted = {key: one for key, one in wanted.items() if key in alert.groups and key in self._groups}
         for key, (node, group_labels) in wanted.items():
             group = self._groups.get(key)
@@ -281,6 +285,9 @@ class Dispatcher:
                 group.next_us = min(group.next_us, now_us + LATE_US)
             self._next_us = group.next_us if self._next_us is None else min(self._next_us, group.next_us)
         alert.groups = tuple(wanted)
+        for receiver in sorted(believing) if wanted else ():
+            tells = (key for key, (node, _) in wanted.items() if receiver in {one.receiver for one in node.addresses})
+            self._groups[next(tells, alert.groups[0])].take_over(identity, receiver)
         if not alert.groups and not alert.firing:
             self._drop(identity)
 

@@ -120,10 +120,31 @@ class Group:
         self.members.pop(identity, None)
         self.climbs.pop(identity, None)
 
+    def hand_over(self, identity: Identity) -> list[str]:
+        """It belongs elsewhere now; the receivers that believe that it fires."""
+        self.remove(identity)
+        found = [(receiver, told) for receiver, told in self.told.items() if identity in told.open]
+        for _, told in found:
+            told.open -= {identity}
+            told.firing -= {identity}
+        return [receiver for receiver, _ in found]
+
+    def take_over(self, identity: Identity, receiver: str) -> None:
+        """The receiver believes that it fires, and is to hear of its end from here."""
+        told = self.told.setdefault(receiver, Told())
+        told.open |= {identity}
+
     # -- the regular look --------------------------------------------------------------------------------
 
-    def flush(self, node: Node, alerts: Mapping[Identity, Tracked], held: Held, now_us: int) -> list[Draft]:
-        """Decides whom to tell now, and records it as told; then forgets what is over."""
+    def flush(
+        self,
+        node: Node,
+        alerts: Mapping[Identity, Tracked],
+        held: Held,
+        now_us: int,
+        receivers: Mapping[str, Address],
+    ) -> list[Draft]:
+        """Decides whom to tell now, and records it as told; then forgets what is over. `receivers`: all there are."""
         self.flushed = True
         self.next_us += node.group_interval_us
         if self.next_us <= now_us:  # the process was away
@@ -135,7 +156,7 @@ class Group:
         if visible:
             for address in node.addresses:
                 drafts += self._tell(address, node, alerts, firing, resolved, now_us)
-            drafts += self._tell_others(node, firing, resolved, now_us)
+            drafts += self._tell_others(node, firing, resolved, now_us, receivers)
         if drafts:
             self._begin_climbs(node, alerts, drafts, now_us)
         self._forget(node, alerts, visible, now_us)
@@ -173,16 +194,24 @@ class Group:
         return [Draft(address, reason, None, told.sequence, _ordered(firing), _ordered(shown))]
 
     def _tell_others(
-        self, node: Node, firing: frozenset[Identity], resolved: frozenset[Identity], now_us: int
+        self,
+        node: Node,
+        firing: frozenset[Identity],
+        resolved: frozenset[Identity],
+        now_us: int,
+        receivers: Mapping[str, Address],
     ) -> list[Draft]:
-        """Those who came in by an escalation: they hear when what they were told of is over, and of nothing else."""
+        """Those who came in by an escalation, or were told before the configuration was changed.
+
+        They hear when what they were told of is over, and of nothing else.
+        """
         own = {address.receiver for address in node.addresses}
         by_name = {address.receiver: address for climb in node.climbs for address in climb.addresses}
         drafts = []
         for receiver in [name for name in self.told if name not in own]:
             told = self.told[receiver]
-            address = by_name.get(receiver)
-            if address is None:  # the configuration no longer has it
+            address = by_name.get(receiver) or (receivers.get(receiver) if told.open else None)
+            if address is None:  # neither the configuration nor an alert has it any more
                 del self.told[receiver]
                 continue
             over = told.open & resolved

@@ -87,6 +87,8 @@ class Router:
 
     def __init__(self, config: DispatchConfig) -> None:
         self._config = config
+        self.receivers = {name: self._address(name, "") for name in config.receivers}
+        """All that the configuration has, by name."""
         self.root = None if config.routing is None else self._node(config.routing, DEFAULTS, 0)
 
     def route(self, labels: Mapping[str, str]) -> list[Node]:
