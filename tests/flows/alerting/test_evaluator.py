@@ -122,6 +122,49 @@ def test_alerts_end_whose_rule_has_other_labels_now(change: tuple[str, str], no_
     assert world.events[-1].alert.labels == ({} if "[]" in change[1] else {"service": "web"})
 
 
+LEFT_OUT = {
+    "value": RULES,
+    "alert": RULES.replace("for: 10s", "for: 0s, no_data: alert"),
+    "absent": """
+groups:
+- name: host
+  rules:
+  - {alert: Silent, metric: cpu, op: absent, window: 30s, by: [service]}
+""",
+}
+
+
+@pytest.mark.parametrize("rule", LEFT_OUT)
+@pytest.mark.parametrize("crashes", [False, True], ids=["", "restarted"])
+@pytest.mark.parametrize("where", ["!=web", "!~w.*", "=~shop"])
+def test_alerts_end_that_their_rule_leaves_out_now(rule: str, where: str, *, crashes: bool) -> None:
+    """Whether there are data of them or not; others of the rule stay."""
+    world = World(config_of(LEFT_OUT[rule]))
+    web, shop = history([0.95] * 40), history([0.95] * 40, "shop")
+    if rule == "absent":
+        nothing = [WindowRows(one, "", 10, 190 * S, batch_of([])) for one in ("web", "shop")]
+        world.rows([*web[:3], *shop[:3], *nothing, *history([0.5] * 19, "other")])
+    else:
+        world.rows([one for pair in zip(web, shop, strict=True) for one in pair])
+    active = {one.alert.labels["service"] for one in world.events if one.alert}
+    assert active == {"web", "shop"}
+    assert {one.transition for one in world.events} == {Transition.ACTIVE}
+    world.commit()
+    seen = len(world.events)
+    (key,) = world.config
+    changed = config_of(LEFT_OUT[rule].replace("by: [", f'where: {{service: "{where}"}}, by: ['))
+    if crashes:
+        world.crash(changed)
+        world.found(world.evaluator.on_time(world.now_us))
+    else:
+        world.found(world.evaluator.on_change(key, changed[key], world.now_us))
+    after = [one for one in world.events[seen:] if one.transition is Transition.RESOLVED]
+    assert [one.alert and one.alert.labels["service"] for one in after] == ["web"]
+    assert after[0].reason == "its rule leaves it out now"
+    world.rows([block(410, 0.95), block(410, 0.95, "shop")])
+    assert [one for one in world.events[seen:] if one.alert and one.alert.labels["service"] == "web"][-1] == after[0]
+
+
 def test_each_window_is_judged_when_all_services_have_closed_it() -> None:
     world = World()
     web, shop = history([0.5, 0.95, 0.95, 0.95]), history([0.5] * 4, "shop")

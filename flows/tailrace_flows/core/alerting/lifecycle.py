@@ -17,7 +17,7 @@ Where this differs, and why:
 """
 
 from collections import deque
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from math import isfinite, isnan, nan
 from string import Formatter
@@ -263,18 +263,24 @@ class RuleAlerts:
         del self._instances[labels]
         return None
 
-    def close(self, t_us: int, reason: str) -> list[AlertEvent]:
-        """The rule is gone: resolves all of its alerts, saying why. Nothing may be asked of this object afterwards."""
+    def close(self, t_us: int, reason: str, which: Callable[[Labels], bool] = lambda _: True) -> list[AlertEvent]:
+        """The rule is gone, or looks no longer at `which` label sets: resolves their alerts, saying why."""
         events = []
-        last_us = {name: max(t_us, told.due_us or 0) for name, told in self._told.items()}
-        for name, told in self._told.items():
-            events += self._meet(told, last_us[name])
-        self._told.clear()
-        for _, one in sorted(self._instances.items()):
-            if one.life is not None:
-                alert = self._current(one.life, one)
-                at_us = last_us.get(alert.id, t_us)
-                events.append(self._resolve(one.life, one, alert, at_us, f"window:{at_us}", reason=reason))
+        last_us = {}
+        for name, told in list(self._told.items()):
+            if which(_labels_of(told)):
+                del self._told[name]
+                last_us[name] = max(t_us, told.due_us or 0)
+                events += self._meet(told, last_us[name])
+        for labels, one in sorted(self._instances.items()):
+            if not which(labels):
+                continue
+            if one.life is None:
+                del self._instances[labels]
+                continue
+            alert = self._current(one.life, one)
+            at_us = last_us.get(alert.id, t_us)
+            events.append(self._resolve(one.life, one, alert, at_us, f"window:{at_us}", reason=reason))
         return events
 
     # -- after a crash ---------------------------------------------------------------------------------
@@ -296,7 +302,7 @@ class RuleAlerts:
         event, alert = told.event, _alert_of(told)
         ended = alert.status is Status.RESOLVED
         life = self._lives.get(alert.id)
-        labels = tuple(sorted(alert.labels.items())) if life is None else life.labels
+        labels = _labels_of(told) if life is None else life.labels
         instance = self._instances.get(labels)
         if life is None and not ended:
             life = self._lives[alert.id] = _Life(labels, event, told.sequence, deque(told.commands, COMMANDS_KEPT))
@@ -487,6 +493,10 @@ class RuleAlerts:
 def _alert_of(told: Told) -> Alert:
     assert told.event.alert is not None
     return told.event.alert
+
+
+def _labels_of(told: Told) -> Labels:
+    return tuple(sorted(_alert_of(told).labels.items()))
 
 
 def _event(

@@ -291,8 +291,9 @@ class AlertRule:
         """
         self.rule = rule
         interval_us, window_us = _us(group.interval_s), _us(rule.window_s)
+        self._where = matchers_of(rule.where)
         self._fixed: Labels = tuple(
-            sorted((one.label, one.value) for one in matchers_of(rule.where) if one.operator == "=" and one.value)
+            sorted((one.label, one.value) for one in self._where if one.operator == "=" and one.value)
         )
         self._by = tuple(sorted({*rule.by, *dict(self._fixed)}))
         self._grouped = bool(set(rule.by) - set(dict(self._fixed)))
@@ -320,6 +321,11 @@ class AlertRule:
     def tells_apart_as(self, other: "AlertRule") -> bool:
         """Whether its alerts have the labels that the other's had: else none of those would be found again."""
         return (self._by, self._fixed) == (other._by, other._fixed)
+
+    def leaves_out(self, labels: Labels) -> bool:
+        """Whether an alert with these labels can never be found, by what `where` says of them."""
+        given = dict(labels)
+        return not all(one.matches(given.get(one.label, "")) for one in self._where if one.label in self._by)
 
     def begin_anew(self) -> None:
         """Forgets the alerts that the state had."""

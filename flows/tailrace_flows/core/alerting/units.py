@@ -131,7 +131,7 @@ class RuleUnit:
         return rule.alerts.recall(told)
 
     def close(self, t_us: int, reason: str, successor: "RuleUnit | None" = None) -> list[AlertEvent]:
-        """As `Unit.close`: resolves the alerts of all rules that the successor has not, or not with these labels."""
+        """As `Unit.close`: resolves the alerts that no rule of the successor goes on with."""
         staying = successor._group.rules if successor else {}
         events = []
         for name, rule in self._group.rules.items():
@@ -142,6 +142,8 @@ class RuleUnit:
             elif not now.tells_apart_as(rule):
                 events += rule.alerts.close(at_us, "its rule has other labels now")
                 now.begin_anew()
+            else:  # without data of them any more, they would stay as they are
+                events += now.alerts.close(at_us, "its rule leaves it out now", now.leaves_out)
         return events
 
     def republish(self) -> list[AlertEvent]:
