@@ -87,6 +87,20 @@ SCENARIOS = {
         430s |                | mail first a
         """,
     ),
+    "... is told of an alert that fires again while others of its group do": (
+        "{routing: {receiver: mail, cooldown: 1m}, receivers: [{name: mail, send_resolved: false}]}",
+        """
+          0s | fire a; fire b |
+         30s |                | mail first a b
+         40s | resolve a      |
+        400s | fire a         |
+        630s |                | mail changed a b
+        700s | resolve b      |
+       1000s | resolve a      |
+       1300s | fire b         |
+       1330s |                | mail first b
+        """,
+    ),
     "the same events again, whenever they come, change nothing": (
         MAIL,
         """

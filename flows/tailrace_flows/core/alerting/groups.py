@@ -10,6 +10,8 @@ Where this differs, and why:
 - An alert that resolves while it is held back (silence, inhibition, mute time) stays until it is no longer held back,
   if a receiver had been told that it fires. Alertmanager forgets it, and the receiver's incident stays open forever.
 - A group whose firing alerts are all acknowledged is not repeated: somebody is on it.
+- A receiver without `send_resolved` is told of an alert that fires again while others of its group do. Alertmanager
+  keeps what it was told last, and repeats only.
 - The repeat interval is over after exactly itself, not at the first tick later than it (4 h, not 4 h 5 min).
 """
 
@@ -180,6 +182,9 @@ class Group:
         watched = any(not alerts[one].acknowledged for one in firing)
         reason = _reason(told, firing, resolved, address.send_resolved, node.repeat_interval_us, watched, now_us)
         if reason is None:
+            if told is not None:  # who is not to be told of an end is to be told if it fires again
+                told.firing -= resolved
+                told.open -= resolved
             return []
         told = self.told.setdefault(address.receiver, Told())
         if node.cooldown_us:
