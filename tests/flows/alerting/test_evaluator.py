@@ -165,6 +165,42 @@ def test_alerts_end_that_their_rule_leaves_out_now(rule: str, where: str, *, cra
     assert [one for one in world.events[seen:] if one.alert and one.alert.labels["service"] == "web"][-1] == after[0]
 
 
+@pytest.mark.parametrize("crashes", [False, True], ids=["", "restarted"])
+@pytest.mark.parametrize("value", [0.95, 0.5], ids=["goes on", "ends"])
+def test_an_alert_takes_its_rule_s_new_severity_by_beginning_anew(value: float, *, crashes: bool) -> None:
+    """At once, since its condition has held; what is pending goes on, and so does what a person resolved."""
+    rules = RULES.replace("for: 10s", "for: 30s")
+    world = World(config_of(rules))
+    web, shop, quiet = history([0.95] * 6), history([0.5] * 4 + [0.95] * 2, "shop"), history([0.95] * 6, "quiet")
+    world.rows([one for several in zip(web, shop, quiet, strict=True) for one in several])
+    (quiet_id,) = [one.alert.id for one in world.events if one.alert and one.alert.labels == {"service": "quiet"}]
+    command = Command(id="1", kind=CommandKind.RESOLVE, alert_id=quiet_id, time=time_of(60 * S), author="ann")
+    world.found(world.evaluator.on_command(command, world.now_us))
+    world.commit()
+    seen = len(world.events)
+    changed = config_of(rules.replace("for: 30s", "for: 30s, severity: critical"))
+    ((key, model),) = changed.items()
+    if crashes:
+        world.crash(changed)
+        world.found(world.evaluator.on_time(world.now_us))
+    else:
+        for one in (model, world.config[key], model):  # as in no time: rolled back, and again
+            world.found(world.evaluator.on_change(key, one, world.now_us))
+    world.rows([block(end, value, one) for end in (70, 80) for one in ("web", "shop", "quiet")])
+    told = [
+        (one.alert.labels["service"], one.alert.severity.value, one.transition.value, one.time.timestamp(), one.reason)
+        for one in world.events[seen:]
+        if one.alert and one.id not in {before.id for before in world.events[:seen]}
+    ]
+    goes_on = [("web", "critical", "active", 70, ""), ("shop", "critical", "active", 80, "")]
+    assert told == [
+        ("web", "warning", "resolved", 60, "its rule has another severity now"),
+        *(goes_on if value > 0.9 else []),
+    ]
+    ids = [one.alert.id for one in world.events if one.alert and one.alert.labels == {"service": "web"}]
+    assert len(set(ids)) == (2 if value > 0.9 else 1)
+
+
 def test_each_window_is_judged_when_all_services_have_closed_it() -> None:
     world = World()
     web, shop = history([0.5, 0.95, 0.95, 0.95]), history([0.5] * 4, "shop")

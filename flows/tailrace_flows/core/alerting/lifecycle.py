@@ -283,6 +283,21 @@ class RuleAlerts:
             events.append(self._resolve(one.life, one, alert, at_us, f"window:{at_us}", reason=reason))
         return events
 
+    def renew(self, t_us: int, next_us: int, reason: str) -> list[AlertEvent]:
+        """Resolves all alerts, saying why; they begin anew with the evaluation at `next_us` if their condition goes on.
+
+        What has held for `for` need not once more.
+        """
+        others = {labels: one for labels, one in self._instances.items() if one.life is None}
+        events = self.close(t_us, reason)
+        ended = [one.alert for one in events if one.alert is not None and one.reason == reason]
+        anew = {
+            tuple(sorted(one.labels.items())): _Instance(next_us, _value_of(one), paused_us=-self.spec.for_us)
+            for one in ended
+        }
+        self._instances = anew | others
+        return events
+
     # -- after a crash ---------------------------------------------------------------------------------
 
     def recall(self, told: Told) -> list[AlertEvent]:
@@ -312,8 +327,7 @@ class RuleAlerts:
                 self._resolved.append((t_us, alert.id))
                 return [event, self._next(life, over, Transition.RESOLVED, f"window:{t_us}", t_us, _UNFOUND)]
             if instance is None:
-                value = nan if alert.current_value is None else alert.current_value
-                instance = self._instances[labels] = _Instance(us_of(alert.timestamp), value)
+                instance = self._instances[labels] = _Instance(us_of(alert.timestamp), _value_of(alert))
             instance.active_at_us, instance.life = us_of(alert.timestamp), life
             return [event]
         if life is None:
@@ -550,6 +564,10 @@ def _with_message(alert: Alert, command: Command) -> Alert:
 def _us_of(command: Command) -> int:
     seconds = int(command.time.timestamp() // 1)
     return seconds * 1_000_000 + command.time.microsecond
+
+
+def _value_of(alert: Alert) -> float:
+    return nan if alert.current_value is None else alert.current_value
 
 
 def _json_number(value: float) -> float | None:

@@ -133,6 +133,7 @@ class RuleUnit:
     def close(self, t_us: int, reason: str, successor: "RuleUnit | None" = None) -> list[AlertEvent]:
         """As `Unit.close`: resolves the alerts that no rule of the successor goes on with."""
         staying = successor._group.rules if successor else {}
+        interval_us = (successor or self).interval_us
         events = []
         for name, rule in self._group.rules.items():
             now = staying.get(name)
@@ -144,6 +145,9 @@ class RuleUnit:
                 now.begin_anew()
             else:  # without data of them any more, they would stay as they are
                 events += now.alerts.close(at_us, "its rule leaves it out now", now.leaves_out)
+                if now.rule.severity is not rule.rule.severity:
+                    next_us = at_us - at_us % interval_us + interval_us
+                    events += now.alerts.renew(at_us, next_us, "its rule has another severity now")
         return events
 
     def republish(self) -> list[AlertEvent]:
