@@ -1,11 +1,15 @@
 """`tailrace sql`: a query against whatever ClickHouse is meant."""
 
+import os
+import socket
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import psutil
 from clickhouse_connect.driver.exceptions import ClickHouseError
 from pydantic import SecretStr
 from tailrace_flows.settings import Settings
@@ -56,11 +60,37 @@ def query_rows(
                 with client.query_row_block_stream(
                     text, settings=context.settings, tz_mode="aware", query_formats={"FixedString": "string"}
                 ) as blocks:
-                    yield blocks.source.column_names, (row for block in blocks for row in block)
+                    unread = True
+
+                    def rows() -> Iterator[Sequence[Any]]:
+                        nonlocal unread
+                        for block in blocks:
+                            yield from block
+                        unread = False
+
+                    try:
+                        yield blocks.source.column_names, rows()
+                    finally:
+                        if unread:
+                            _hang_up(chosen.clickhouse.url)
         except (ClickHouseError, HTTPError) as error:
             raise SqlError(_explain(error, chosen)) from error
         except ValueError as error:
             raise SqlError(str(error)) from error
+
+
+def _hang_up(url: str) -> None:
+    """Cuts this process' connections to the server's port.
+
+    The driver reads an answer to its end before it lets go of it, and the server makes it: of one that nobody wants any
+    more, as of `tailrace sql ... | head`, that takes minutes, or never ends.
+    """
+    port = urlsplit(url).port or (8443 if url.startswith("https:") else 8123)
+    with suppress(psutil.Error):
+        for one in psutil.Process().net_connections("tcp"):
+            if one.fd >= 0 and one.raddr and one.raddr[1] == port:
+                with suppress(OSError), socket.socket(fileno=os.dup(one.fd)) as connection:
+                    connection.shutdown(socket.SHUT_RDWR)
 
 
 def _explain(error: Exception, settings: Settings) -> str:
