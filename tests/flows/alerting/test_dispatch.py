@@ -357,6 +357,30 @@ SCENARIOS = {
         840s |           | second escalation/2 a
         """,
     ),
+    "who acknowledged an alert that flaps has not acknowledged what comes of it": (
+        """
+        routing:
+          receiver: mail
+          group_interval: 1m
+          repeat_interval: 2h
+          escalation: page
+          flap_damping: {window: 20m, start: 4, stop: 1}
+        escalations: [{name: page, steps: [{wait: 10m}, {notify: second}]}]
+        """,
+        """
+          0s | fire a    |
+         30s |           | mail first a
+         40s | resolve a |
+         50s | fire a    |
+         60s | resolve a |
+         70s | fire a    |
+         80s | ack a     |
+         90s | resolve a |
+        100s | fire a    |
+       1890s |           | second escalation/2 a
+       7230s |           | mail repeat a
+        """,
+    ),
     "an alert that flaps climbs, too": (
         """
         routing:

@@ -325,8 +325,16 @@ class Dispatcher:
             alert = self._alerts.get(identity)
             if alert is not None and alert.flapping:
                 alert.flapping = self._flaps.is_flapping(True, changes, now_us)
+                if alert.firing and alert.acknowledged and not alert.flapping:
+                    self._ask_again(identity, alert, now_us)
             if self._flaps.is_over(changes, now_us):
                 del self._changes[identity]
+
+    def _ask_again(self, identity: Identity, alert: Tracked, now_us: int) -> None:
+        """While it flapped, it was acknowledged for all of its lives; what stays is one that may not be."""
+        alert.acknowledged = Alert.model_validate_json(alert.body).status is Status.ACKNOWLEDGED
+        if not alert.acknowledged:
+            self._go_on_climbing(identity, alert, now_us)
 
     def _expire_silences(self, now_us: int) -> None:
         over = [name for name, silence in self._silences.items() if microseconds(silence)[1] <= now_us]
