@@ -515,6 +515,22 @@ SCENARIOS = {
         540s |                          | root resolved -a; pager resolved -a
         """,
     ),
+    "routing that is removed, and comes back, knows what it has told": (
+        {"some": "routing: {receiver: mail, escalation: page}\n"
+         "escalations: [{name: page, steps: [{wait: 2m}, {notify: second}]}]", "none": "teams: []"},
+        """
+          0s | fire a; fire b; fire c |
+         30s |                        | mail first a b c
+         40s | config none            |
+        100s | resolve a              |
+        110s | resolve b; fire b      |
+        120s | fire d                 |
+        400s | resolve d; fire e      |
+        900s | config some            | mail changed b c e -a; second escalation/2 b c
+       1020s |                        | second escalation/2 e
+          1h |                        |
+        """,
+    ),
     "without routing nobody is told; with it everybody is told of what fires": (
         {"none": "teams: []", "some": MAIL},
         """

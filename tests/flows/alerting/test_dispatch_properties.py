@@ -176,6 +176,7 @@ OTHERS = [
         "teams: [{name: two, receivers: [pager, mail]}]",
         "routing: {receiver: mail, group_interval: 2m, escalation: page, flap_damping: null}, "
         "escalations: [{name: page, steps: [{wait: 1m}, {notify: second}]}]",
+        "teams: []",
     )
 ]
 
@@ -195,6 +196,9 @@ def test_whatever_becomes_of_routes_nobody_believes_that_something_fires_that_is
         if number in restarts:
             world.restart()
         sent += do(world, act)
+    if world.config.routing is None:
+        world.config = OTHERS[0]
+        world.dispatcher.on_config(world.config, world.now_us)
     sent += world.advance(world.now_us + SETTLED_US)
     true = {key for key, alert in world.alerts.items() if alert.status.value != "resolved"}
     believed: dict[tuple[str, str], bool] = {}

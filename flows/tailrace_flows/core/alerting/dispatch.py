@@ -214,12 +214,18 @@ class Dispatcher:
     # -- bookkeeping -------------------------------------------------------------------------------------
 
     def _build(self, now_us: int) -> None:
-        """Everything that follows from the configuration; puts the alerts into their groups."""
+        """Everything that follows from the configuration; puts the alerts into their groups.
+
+        Without routing nobody is told anything, but who was told what stays known, for when there is some again.
+        """
         self._router = Router(self._config)
         self._nodes = self._router.nodes()
         self._inhibitor = Inhibitor(self._config)
         self._silencer = Silencer((*self._config.silences.values(), *self._silences.values()))
         self._flaps = FlapDetector(self._config.routing.flap_damping if self._config.routing else None)
+        if self._router.root is None:
+            self._next_us = None
+            return
         for identity, alert in list(self._alerts.items()):
             self._enter(identity, alert, alert.labels, now_us)
         for group in list(self._groups.values()):
@@ -266,11 +272,13 @@ class Dispatcher:
 
         What is over enters no group, unless it leaves one that has told of it: its end is told by the new one.
         """
+        alert.labels = labels
+        if self._router.root is None:
+            return
         wanted: dict[str, tuple[Node, tuple[tuple[str, str], ...]]] = {}
         for node in self._router.route(labels):
             group_labels = node.group_labels(labels)
             wanted[f"{node.key}:{pairs_text(group_labels)}"] = (node, group_labels)
-        alert.labels = labels
         left = [self._groups[key] for key in alert.groups if key not in wanted and key in self._groups]
         believing = {receiver for group in left for receiver in group.hand_over(identity)}
         if not alert.firing and not believing:
@@ -285,7 +293,7 @@ class Dispatcher:
                 group.next_us = min(group.next_us, now_us + LATE_US)
             self._next_us = group.next_us if self._next_us is None else min(self._next_us, group.next_us)
         alert.groups = tuple(wanted)
-        for receiver in sorted(believing) if wanted else ():
+        for receiver in sorted(believing):
             tells = (key for key, (node, _) in wanted.items() if receiver in {one.receiver for one in node.addresses})
             self._groups[next(tells, alert.groups[0])].take_over(identity, receiver)
         if not alert.groups and not alert.firing:
@@ -307,7 +315,7 @@ class Dispatcher:
 
     def _go_on_climbing(self, identity: Identity, alert: Tracked, now_us: int) -> None:
         """Who was told that it fires, and not that it was over, is not told again: no notification begins a climb."""
-        for key in alert.groups:
+        for key in alert.groups if self._router.root else ():
             group = self._groups[key]
             group.go_on_climbing(identity, self._nodes[group.node], now_us)
             self._next_us = group.due_us() if self._next_us is None else min(self._next_us, group.due_us())
