@@ -283,6 +283,19 @@ def test_what_is_appended_after_hashing_is_not_read(tmp_path: Path) -> None:
     assert b"".join(block.data for block in line_blocks(source)) == (HEADER + "1,m,1,,,,,\n").encode()
 
 
+def test_a_file_that_is_cut_while_it_is_read_is_an_error(tmp_path: Path) -> None:
+    """As logrotate's copytruncate does: what it takes away must not pass for the end of the file."""
+    path = write(tmp_path / "x.csv", HEADER + "1,m,1,,,,,\n" * 100_000)
+    blocks = line_blocks(FileBytes.of(str(path)), block_bytes=100_000)
+    lines = len(next(blocks).ends)
+    os.truncate(path, 0)
+    with pytest.raises(ReplayError) as caught:  # noqa: PT012 - what was read ahead still comes
+        for block in blocks:
+            lines += len(block.ends)
+    assert f"{path} was cut to " in str(caught.value)
+    assert f" bytes after line {lines:,} while it was read" in str(caught.value)
+
+
 def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.csv")
     with pytest.raises(ReplayError, match=r"x\.csv is not a regular file"):

@@ -119,7 +119,7 @@ def line_blocks(source: FileBytes, *, block_bytes: int = BLOCK_BYTES) -> Iterato
     """The file in blocks of whole lines, every line with its end. Memory: two blocks, or one longest line.
 
     Raises:
-        ReplayError: the file is damaged, or a line exceeds 64 MB.
+        ReplayError: the file is damaged, a line exceeds 64 MB, or the file was cut since it was hashed.
     """
     line = 1
     rest = b""
@@ -137,5 +137,10 @@ def line_blocks(source: FileBytes, *, block_bytes: int = BLOCK_BYTES) -> Iterato
             block = LineBlock.of(data, line, raw.tell())
             yield block
             line += len(block.ends)
+        if raw.tell() < source.size:
+            raise ReplayError(
+                f"{source.path} was cut to {raw.tell():,} bytes after line {line - 1:,} while it was read, from "
+                f"{source.size:,}: replay a copy of it that nobody changes"
+            )
     if rest:
         yield LineBlock.of(rest + b"\n", line, source.size)
