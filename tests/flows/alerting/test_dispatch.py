@@ -399,6 +399,24 @@ SCENARIOS = {
         630s |           | second escalation/2 ~a
         """,
     ),
+    "an escalation waits while its alert is inhibited": (
+        """
+        routing: {receiver: mail, group_by: [alertname], escalation: page}
+        escalations: [{name: page, steps: [{wait: 10m}, {notify: second}, {wait: 1m}, {notify: third}]}]
+        inhibitions: [{name: down, source: {alertname: Down}, target: {alertname: a}}]
+        """,
+        """
+          0s | fire a       |
+         30s |              | mail first a
+        560s | fire Down    |
+        590s |              | mail first Down
+       1000s | resolve Down |
+       1190s |              | mail resolved -Down
+       1230s |              | second escalation/2 a; third escalation/4 a
+          3h | resolve a    |
+      10830s |              | mail resolved -a; second resolved -a; third resolved -a
+        """,
+    ),
     "mute times: held back, told when they are over; an escalation waits for them": (
         """
         routing:

@@ -209,7 +209,7 @@ class Dispatcher:
                 within[node.key] = bool(active and not contains(active, now_us)) or contains(mute, now_us)
             return within[node.key]
 
-        return Held(lambda labels: inhibited(labels) or silenced(labels), times)
+        return Held(lambda labels: inhibited(labels) or silenced(labels), inhibited, times)
 
     # -- bookkeeping -------------------------------------------------------------------------------------
 

@@ -86,6 +86,8 @@ class Held(NamedTuple):
 
     alert: Callable[[Mapping[str, str]], bool]
     """By inhibition or silence, given an alert's labels."""
+    inhibited: Callable[[Mapping[str, str]], bool]
+    """By inhibition."""
     times: Callable[[Node], bool]
     """By the route's active and mute times."""
 
@@ -273,8 +275,8 @@ class Group:
     def climb(self, node: Node, alerts: Mapping[Identity, Tracked], held: Held, now_us: int) -> list[Draft]:
         """Takes the steps that are due.
 
-        What is silenced or inhibited then climbs no more; told again later, it begins at the first step. Outside the
-        route's times a step waits for the next look at the group.
+        What is silenced then climbs no more; told again later, it begins at the first step. While it is inhibited, and
+        outside the route's times, a step waits for the next look at the group.
         """
         if held.times(node):
             self.climb_us = max(self.next_us, now_us + 1)
@@ -285,8 +287,12 @@ class Group:
             if reached <= taken:
                 continue
             alert = alerts[identity]
-            if alert.acknowledged or not alert.told_as_firing or held.alert(alert.labels):
+            if alert.acknowledged or not alert.told_as_firing:
                 del self.climbs[identity]
+                continue
+            if held.alert(alert.labels):
+                if not held.inhibited(alert.labels):
+                    del self.climbs[identity]
                 continue
             self.climbs[identity] = (since_us, reached)
             for number in range(taken, reached):
@@ -300,6 +306,8 @@ class Group:
                 told.open |= frozenset(identities)
                 drafts.append(Draft(address, Reason.ESCALATION, climb.step, told.sequence, _ordered(identities), ()))
         self._plan(node)
+        if self.climb_us is not None and self.climb_us <= now_us:  # of what is inhibited
+            self.climb_us = max(self.next_us, now_us + 1)
         return drafts
 
     def _plan(self, node: Node) -> None:
