@@ -171,10 +171,20 @@ def test_too_many_bad_lines_are_an_error_that_quotes_them(tmp_path: Path) -> Non
     with pytest.raises(ReplayError) as raised:
         read_rows(path, block_bytes=1 << 20)
     assert str(raised.value).splitlines() == [
-        f"{path}: 110 of 1,000 lines are bad, more than 10% (bad_time 110); the first:",
+        f"{path}: 110 of 1,000 lines are bad, more than 10% (bad_time 110) - a time is RFC 3339 with its zone, as "
+        "2026-01-01T00:00:00Z, or a number since 1970; the first:",
         *(f"  line {line}: bad_time: x,m,1,,,,," for line in range(892, 897)),
     ]
     assert read_rows(path, max_bad_ratio=0.11)[1].total == 110
+
+
+@pytest.mark.parametrize(
+    ("time", "told"),
+    [("2026-01-01 00:00:00", "a time is RFC 3339 with its zone"), ("1767225600000", "in another time unit")],
+)
+def test_times_that_cannot_be_used_say_what_to_do(tmp_path: Path, time: str, told: str) -> None:
+    with pytest.raises(ReplayError, match=rf"all of them .* - .*{told}.*; the first:"):
+        read_rows(write(tmp_path / "x.csv", HEADER + f"{time},m,1,,,,,\n" * 3))
 
 
 def test_few_lines_are_not_judged_by_the_ratio_unless_all_are_bad(tmp_path: Path) -> None:

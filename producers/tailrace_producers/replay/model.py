@@ -105,6 +105,12 @@ class BadReason(StrEnum):
     TOO_LONG = "too_long"
 
 
+_ADVICE: Final = {
+    BadReason.TIME: "a time is RFC 3339 with its zone, as 2026-01-01T00:00:00Z, or a number since 1970",
+    BadReason.TIME_RANGE: "are the numbers in another time unit (s, ms, us, ns)?",
+}
+"""What to do about lines of which a whole file may consist."""
+
 REASONS: Final = tuple(BadReason)
 """In arrays a reason is 1 + its place here; 0 is a good row."""
 
@@ -171,8 +177,10 @@ class BadLines:
     def _too_many(self, how_many: str) -> ReplayError:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.counts.most_common())
         quoted = "".join(f"\n  line {e.line}: {e.reason}: {e.text}" for e in self.examples)
+        advice = _ADVICE.get(self.counts.most_common(1)[0][0], "")
         return ReplayError(
-            f"{self._path}: {self.total:,} of {self.lines:,} lines are bad, {how_many} ({reasons}); the first:{quoted}"
+            f"{self._path}: {self.total:,} of {self.lines:,} lines are bad, {how_many} ({reasons})"
+            f"{advice and f' - {advice}'}; the first:{quoted}"
         )
 
 
