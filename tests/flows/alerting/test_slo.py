@@ -425,6 +425,17 @@ def test_an_alert_that_is_configured_no_more_is_resolved() -> None:
     assert without.evaluate(run.t_us + 2 * STEP)[0] == []
 
 
+def test_an_alert_of_the_service_before_is_resolved_though_there_are_no_data_of_the_new_one() -> None:
+    slo = paging()
+    run = Run(slo).go(100, 1.0)
+    of_another = Slo(spec(service="another", alerts=[HOUR_PAGE]), state=pickle.loads(pickle.dumps(slo.snapshot())))
+    (event,) = of_another.evaluate(run.t_us + STEP)[0]
+    assert (event.transition, event.reason) == (Transition.RESOLVED, "its objective is of another service now")
+    assert event.alert is not None
+    assert event.alert.labels["service"] == spec().service
+    assert of_another.evaluate(run.t_us + 2 * STEP)[0] == []
+
+
 def test_state_of_another_format_is_refused() -> None:
     with pytest.raises(ValueError, match="format 99"):
         Slo(spec(), state=(99, (), (), {}))

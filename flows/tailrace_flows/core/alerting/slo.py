@@ -12,7 +12,9 @@ State: 55 kB for a period of 30 d, and some kB for each alert. `evaluate` costs 
 """
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import groupby
+from operator import ne
 from typing import Any, Final, NamedTuple
 
 from tailrace_schemas.alerts import Alert, AlertEvent, Command, Labels, Operator, Severity, Threshold
@@ -170,6 +172,10 @@ class Slo:
         remaining = self._remaining(period)
         events = [event for one in self._orphans.values() for event in one.close(t_us, "it is no longer configured")]
         self._orphans.clear()
+        for key, alerts in self._alerts.items():
+            mine = self._labels(key)
+            if any(labels != mine for labels in alerts.held()):  # no data of these would ever come
+                events += alerts.close(t_us, "its objective is of another service now", partial(ne, mine))
         for severity, pairs in self._burns.items():
             judged = [self._judge(pair) for pair in pairs]
             worst = max((one for one in judged if one.exceeded), key=lambda one: one.burn, default=None)
