@@ -417,6 +417,27 @@ SCENARIOS = {
       10830s |              | mail resolved -a; second resolved -a; third resolved -a
         """,
     ),
+    "an escalation that is configured, or made quicker, while alerts stand": (
+        {
+            "none": "{routing: {receiver: mail}, receivers: [{name: second}, {name: third}]}",
+            "slow": "{routing: {receiver: mail, escalation: page}, receivers: [{name: third}], "
+            "escalations: [{name: page, steps: [{wait: 5m}, {notify: second}, {wait: 1h}, {notify: third}]}]}",
+            "quick": "{routing: {receiver: mail, escalation: page}, "
+            "escalations: [{name: page, steps: [{wait: 5m}, {notify: second}, {wait: 5m}, {notify: third}]}]}",
+        },
+        """
+          0s | fire a; fire b |
+         30s |                | mail first a b
+         40s | ack b          |
+        100s | config slow    |
+        400s |                | second escalation/2 a
+        500s | config quick   |
+        700s |                | third escalation/4 a
+        800s | config none    |
+        900s | config quick   |
+          3h |                |
+        """,
+    ),
     "mute times: held back, told when they are over; an escalation waits for them": (
         """
         routing:

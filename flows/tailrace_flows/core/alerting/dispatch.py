@@ -89,9 +89,22 @@ class Dispatcher:
 
     def on_config(self, config: DispatchConfig, now_us: int) -> None:
         """Takes another configuration. Groups whose route and labels stay the same keep what they have told."""
-        if config != self._config:
-            self._config = config
-            self._build(now_us)
+        if config == self._config:
+            return
+        before, self._config = self._nodes, config
+        self._build(now_us)
+        for group in self._groups.values() if self._router.root else ():
+            self._escalate(group, self._nodes[group.node], before.get(group.node), now_us)
+            self._next_us = group.due_us() if self._next_us is None else min(self._next_us, group.due_us())
+
+    def _escalate(self, group: Group, node: Node, before: Node | None, now_us: int) -> None:
+        """By the steps that the route has now. What was told when it had none begins to climb."""
+        group.plan(node)
+        if before is None or before.climbs:
+            return
+        for identity in group.members:
+            if self._alerts[identity].firing and not self._alerts[identity].acknowledged:
+                group.go_on_climbing(identity, node, now_us)
 
     def on_event(self, event: AlertEvent, now_us: int) -> None:
         """Takes one event of the alerts topic."""

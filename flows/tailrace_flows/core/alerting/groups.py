@@ -256,7 +256,7 @@ class Group:
         for identity in {one for draft in drafts for one in draft.firing}:
             if not alerts[identity].acknowledged:
                 self.climbs.setdefault(identity, (now_us, 0))
-        self._plan(node)
+        self.plan(node)
 
     def go_on_climbing(self, identity: Identity, node: Node, now_us: int) -> None:
         """It fires again, and whoever was told of it believes that it did all the time.
@@ -266,7 +266,7 @@ class Group:
         """
         if node.climbs and any(identity in told.open for told in self.told.values()):
             self.climbs.setdefault(identity, (now_us, 0))
-            self._plan(node)
+            self.plan(node)
 
     def stop_climb(self, identity: Identity) -> None:
         """It was acknowledged."""
@@ -305,12 +305,13 @@ class Group:
                 told.sequence += 1
                 told.open |= frozenset(identities)
                 drafts.append(Draft(address, Reason.ESCALATION, climb.step, told.sequence, _ordered(identities), ()))
-        self._plan(node)
+        self.plan(node)
         if self.climb_us is not None and self.climb_us <= now_us:  # of what is inhibited
             self.climb_us = max(self.next_us, now_us + 1)
         return drafts
 
-    def _plan(self, node: Node) -> None:
+    def plan(self, node: Node) -> None:
+        """When the next step is due, by the escalation that the route has now."""
         ahead = [
             since_us + node.climbs[taken].after_us
             for since_us, taken in self.climbs.values()
