@@ -288,14 +288,12 @@ class RuleAlerts:
 
         What has held for `for` need not once more.
         """
-        others = {labels: one for labels, one in self._instances.items() if one.life is None}
-        events = self.close(t_us, reason)
-        ended = [one.alert for one in events if one.alert is not None and one.reason == reason]
-        anew = {
-            tuple(sorted(one.labels.items())): _Instance(next_us, _value_of(one), paused_us=-self.spec.for_us)
-            for one in ended
-        }
-        self._instances = anew | others
+        events = []
+        for labels, one in sorted(self._instances.items()):
+            if one.life is not None:
+                alert, value = self._current(one.life, one), one.value
+                events.append(self._resolve(one.life, one, alert, t_us, f"window:{t_us}", reason=reason))
+                self._instances[labels] = _Instance(next_us, value, paused_us=-self.spec.for_us)
         return events
 
     # -- after a crash ---------------------------------------------------------------------------------
