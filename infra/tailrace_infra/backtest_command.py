@@ -144,6 +144,8 @@ def backtest(
                 steps, until_us = _judge_topic(run, topic, data_dir, first_s, end_s, stream)
             else:
                 steps, until_us = _judge_stored(run, data_dir, first_s, end_s, stream)
+    except BrokenPipeError:  # the reader of what is printed has seen enough
+        raise
     except (ReplayError, SqlError, TopicWindowsError, *EXPECTED) as error:
         fail(reason(error))
     except KeyboardInterrupt:

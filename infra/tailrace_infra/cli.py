@@ -1,5 +1,6 @@
 """The `tailrace` command. Data goes to stdout, everything else to stderr; exit codes: 0 ok, 1 failure, 2 usage."""
 
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -413,7 +414,18 @@ def complete_app(command: str | None = None) -> typer.Typer:
 def run_app() -> None:
     """The command, with logging set up."""
     configure_logging()
-    complete_app(sys.argv[1] if len(sys.argv) > 1 else None)()
+    command = complete_app(sys.argv[1] if len(sys.argv) > 1 else None)
+    try:
+        try:
+            command()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except OSError as error:
+        # Commands tell what they meet elsewhere; a reader that has seen enough ends them quietly.
+        complain(f"what is printed cannot be written: {error.strerror or error}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter tries once more
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -76,6 +76,8 @@ def detect_file(
             write_rows(COLUMNS, _judged(series, config), format or Format.CSV)
         else:
             write_rows(COLUMNS, _written(_judged(series, config), out), format or Format.TABLE)
+    except BrokenPipeError:  # the reader of what is printed has seen enough
+        raise
     except (SeriesFileError, OSError, ValueError) as error:
         fail(reason(error))
     except KeyboardInterrupt:

@@ -4,11 +4,14 @@ import csv
 import io
 import json
 import math
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +20,8 @@ from hypothesis import strategies as st
 from tailrace_infra import output
 from tailrace_infra.cli import complain
 from tailrace_infra.output import Format, write_rows
+
+from tests.infra.command import COMMAND
 
 COLUMNS = ["a", "b"]
 
@@ -120,3 +125,46 @@ def test_a_log_line_stays_one_line_without_control_characters() -> None:
     (line,) = done.stderr.splitlines()
     assert "event=fake" in line
     assert not set(line) & set("\x1b\x07\x9b\u202e")
+
+
+RULE = """
+groups:
+- name: g
+  rules:
+  - {alert: High, metric: m, aggregate: max, window: 10s, op: gt, threshold: 1}
+"""
+WRITERS = ("--help", "check rules.yaml", "detect series.csv", "backtest --rules rules.yaml samples.csv")
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    (tmp_path / "rules.yaml").write_text(RULE)
+    (tmp_path / "series.csv").write_text("timestamp,value\n1000000000,1\n")
+    (tmp_path / "samples.csv").write_text("time,metric,value\n1000000000,m,2\n1000000020,m,2\n")
+    return tmp_path
+
+
+def printed_to(stdout: int, command: str, cwd: Path) -> tuple[int, str]:
+    done = subprocess.run(
+        [*COMMAND, *command.split()], stdout=stdout, stderr=subprocess.PIPE, cwd=cwd, text=True, check=False
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("command", WRITERS)
+def test_a_full_disk_behind_standard_output_is_told_in_a_sentence(files: Path, command: str) -> None:
+    with open("/dev/full", "wb") as full:
+        code, told = printed_to(full.fileno(), command, files)
+    assert code == 1
+    assert re.fullmatch("tailrace: .*No space left on device\n", told)
+
+
+@pytest.mark.parametrize("command", WRITERS)
+def test_a_reader_that_has_gone_is_no_error_to_tell_of(files: Path, command: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        code, told = printed_to(writer, command, files)
+    finally:
+        os.close(writer)
+    assert (code, told) == (1, "")
