@@ -171,8 +171,8 @@ def _objectives(objectives: list[Objective], health: Mapping[str, str]) -> Rende
         return None
     table = Table.grid(padding=(0, 1))
     table.add_column()
-    table.add_column(width=20)
-    table.add_column(justify="right")
+    table.add_column()  # on a narrow terminal it is the bar that becomes shorter
+    table.add_column(justify="right", no_wrap=True)
     table.add_column()
     for one in objectives:
         left = one.budget_remaining
@@ -205,8 +205,8 @@ def _worst_first(gauges: list[Gauge]) -> list[Gauge]:
 def _gauges(gauges: list[Gauge]) -> RenderableType:
     table = Table.grid(padding=(0, 1))
     table.add_column()
-    table.add_column(width=30)
-    table.add_column(justify="right")
+    table.add_column()  # on a narrow terminal it is the bar that becomes shorter
+    table.add_column(justify="right", no_wrap=True)
     for gauge in gauges:
         name = gauge.metric.removeprefix("system.").removesuffix(".utilization")
         of = gauge.attributes.get("system.filesystem.mountpoint") or gauge.attributes.get("cpu.logical_number", "")

@@ -94,6 +94,18 @@ def test_text_in_brackets_is_shown_and_a_column_of_nothing_is_not() -> None:
     assert "attributes" not in drawn(Overview(GAUGES, TOP[:1], {}, "t", 5), 80, 24)
 
 
+def test_a_narrow_terminal_shortens_the_bars_not_the_numbers() -> None:
+    gauge = Gauge("system.filesystem.utilization", {"system.filesystem.mountpoint": "/"}, 0.37)
+    shown = drawn(
+        Overview(
+            gauges=[gauge], objectives=[Objective("host-collection", 0.99, 0.8125, 0.0)], newest_window_end=1,
+        ), 40, 40,
+    )  # fmt: skip
+    assert "filesystem /" in shown
+    assert " 37%" in shown
+    assert " 81.2%" in shown
+
+
 def test_gauges_are_green_yellow_and_red_by_their_limits() -> None:
     def colours(metric: str, value: float) -> str:
         return drawn(Overview([Gauge(metric, {}, value)], TOP, {}, "t", 5), 80, 24, styled=True)
