@@ -26,7 +26,7 @@ from tailrace_flows.alert_rows import incident_row
 from tailrace_flows.config_topic import ConfigChange, decode_change, read_config
 from tailrace_flows.core.alerting.evaluator import EVALUATORS, Evaluator, Findings
 from tailrace_flows.core.alerting.responder import Responder, Response
-from tailrace_flows.core.alerting.told import Told, told_of
+from tailrace_flows.core.alerting.told import Told, standing_of, told_of
 from tailrace_flows.core.alerting.units import plan
 from tailrace_flows.core.feed import Reading, TopicFeed
 from tailrace_flows.core.shard import Output
@@ -52,8 +52,8 @@ Heard = AlertEvent | ConfigChange | Command
 """What the responder takes."""
 Config = Callable[[], Mapping[str, ConfigModel]]
 """Reads the config topic to its end, once a process."""
-Recall = Callable[[int], Iterable[Told]]
-"""What the alerts topic has of a wall time and since."""
+Recall = Callable[[int | None], Iterable[Told]]
+"""What the alerts topic has of a wall time and since; None: what stands."""
 
 
 class _Evaluate(StatefulBatchLogic[tuple[int, Judged], Findings, bytes]):
@@ -64,6 +64,7 @@ class _Evaluate(StatefulBatchLogic[tuple[int, Judged], Findings, bytes]):
     ) -> None:
         self._plan = partial(plan, parts)
         self._config = config
+        self._recall = recall
         self._past = SloPast(history)
         self._evaluator: Evaluator | None = None
         if state is not None:
@@ -72,7 +73,9 @@ class _Evaluate(StatefulBatchLogic[tuple[int, Judged], Findings, bytes]):
 
     def on_batch(self, values: list[tuple[int, Judged]]) -> tuple[Iterable[Findings], bool]:
         if self._evaluator is None:
-            self._evaluator = Evaluator(values[0][0], self._plan, self._config(), host_clock.now_us())
+            self._evaluator = Evaluator(
+                values[0][0], self._plan, self._config(), host_clock.now_us(), told=self._recall
+            )
         self._past.prime(self._evaluator.units)
         found = []
         for _, value in values:
@@ -172,13 +175,20 @@ def add_alerts(dataflow: Dataflow, adapters: Adapters, parts: Collection[str]) -
 
     known: dict[int, list[Told]] = {}
 
-    def recall(state_us: int) -> list[Told]:
-        since_us = state_us - TOLD_MARGIN_S * 1_000_000
-        if not any(at_us <= since_us for at_us in known):  # all keys' states are of about the same time
-            events = read_topic(client, topics.alerts, lambda _, value: read_event(value), since_us)
-            known[since_us] = told_of(event for _, event in events)
+    @cache
+    def standing() -> list[Told]:
+        return standing_of(event for _, event in read_topic(client, topics.alerts, lambda _, value: read_event(value)))
+
+    def recall(state_us: int | None) -> list[Told]:
+        if state_us is None:
+            found = standing()
+        else:
+            since_us = state_us - TOLD_MARGIN_S * 1_000_000
+            if not any(at_us <= since_us for at_us in known):  # all keys' states are of about the same time
+                events = read_topic(client, topics.alerts, lambda _, value: read_event(value), since_us)
+                known[since_us] = told_of(event for _, event in events)
+            found = next(every for at_us, every in known.items() if at_us <= since_us)
         kinds = {KINDS[part] for part in parts if part in KINDS}
-        found = next(every for at_us, every in known.items() if at_us <= since_us)
         return [one for one in found if one.unit.partition("/")[0] in kinds]
 
     def read(

@@ -194,6 +194,33 @@ def test_an_alert_begins_is_acknowledged_and_ends(embedded_broker: str, clickhou
         assert incidents == [("web", "resolved", "major", [alert.id], False)]  # it was marked as a false positive
 
 
+def test_an_alert_that_stands_goes_on_where_the_recovery_directory_is_another(
+    embedded_broker: str, clickhouse_url: str, tmp_path: Path
+) -> None:
+    """As when a flow that had a process of its own shares one, or after an upgrade with states of another format."""
+    with bench(embedded_broker, clickhouse_url, tmp_path, "alert_anew", "snapshot") as b:
+        put_in_force(b, CONFIG)
+        host = Host(b, (now_us() // (10 * S) - 30) * 10 * S)
+        with flows(b, "windows"):
+            with flows(b, "alerts"):
+                host.busy(0.5, 20)
+                host.busy(0.95, 45)
+                (first,) = eventually(lambda: events(b), 60)
+                assert first.alert is not None
+                alert = first.alert.id
+                people = People(b)
+                assert people.say("ack", alert, "--author", "ann") == "acknowledged: Busy"
+            with flows(b, "alerts,slo"):
+                host.busy(0.95, 30)
+                # Until its rule has been judged, nobody knows it.
+                eventually(lambda: people.say("annotate", alert, "known", "--author", "ann") == "annotated: Busy", 60)
+                host.busy(0.5, 30)
+                eventually(lambda: events(b)[-1].transition is Transition.RESOLVED, 60)
+        changes = ["active", "acknowledged", "annotated", "resolved"]
+        assert [one.transition.value for one in events(b) if one.transition not in ASIDE] == changes
+        assert {one.alert.id for one in events(b) if one.alert} == {alert}
+
+
 def test_kills_change_no_event(embedded_broker: str, clickhouse_url: str, tmp_path: Path) -> None:
     """All flows, in one process, are killed while a host is busy and not, in turns."""
     with bench(embedded_broker, clickhouse_url, tmp_path, "alert_kills", "snapshot") as b:

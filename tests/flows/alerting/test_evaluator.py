@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tailrace_flows.core.alerting.evaluator import EVALUATORS, STATE_VERSION, Evaluator, Findings
-from tailrace_flows.core.alerting.told import told_of
+from tailrace_flows.core.alerting.told import standing_of, told_of
 from tailrace_flows.core.alerting.units import plan
 from tailrace_flows.core.chunk import UNKNOWN_US
 from tailrace_flows.core.sealed import seal, unseal
@@ -49,10 +49,11 @@ def history(values: Sequence[float], service: str = "web") -> list[WindowRows]:
 class World:
     """An evaluator that may crash: what came since its last snapshot comes again."""
 
-    def __init__(self, config: Mapping[str, ConfigModel] | None = None) -> None:
+    def __init__(self, config: Mapping[str, ConfigModel] | None = None, number: int | None = NUMBER) -> None:
         self.config = config_of(RULES) if config is None else dict(config)
+        self.number = number
         self.now_us = WALL_US
-        self.evaluator = Evaluator(NUMBER, PLAN, self.config, self.now_us)
+        self.evaluator = Evaluator(number, PLAN, self.config, self.now_us)
         self.events: list[AlertEvent] = []
         self._since: list[WindowRows] = []
         self._state: bytes | None = None
@@ -87,14 +88,21 @@ class World:
     def crash(self, config: Mapping[str, ConfigModel] | None = None) -> None:
         if config is not None:
             self.config = dict(config)
+        topic = tuple(self.events)
         if self._state is None:
-            self.evaluator = Evaluator(NUMBER, PLAN, self.config, self.now_us)
+            told = standing_of(topic)
+            self.evaluator = Evaluator(self.number, PLAN, self.config, self.now_us, told=lambda _: told)
         else:
-            topic = tuple(self.events)
             self.evaluator = Evaluator.restored(PLAN, self.config, self.now_us, self._state, lambda _: told_of(topic))
         for one in self._since:
             self._take(one)
         self._settle()
+
+    def lose(self, config: Mapping[str, ConfigModel] | None = None) -> None:
+        """The recovery directory is lost, long after what came."""
+        self._state = None
+        self._since.clear()
+        self.crash(config)
 
     def told(self) -> list[tuple[str, int]]:
         """Transition and time of each event, once by its id."""
@@ -609,6 +617,45 @@ def test_an_alert_that_was_told_and_not_judged_again_ends_when_its_rule_is_remov
     assert world.told() == [("active", 9990), ("resolved", 9990)]
 
 
+@pytest.mark.parametrize("hold", ["0s", "10s"])
+@pytest.mark.parametrize("silent", [False, True])
+def test_an_alert_that_stands_goes_on_and_ends_where_there_is_no_state_of_it(hold: str, *, silent: bool) -> None:
+    world = World(config_of(RULES.replace("for: 10s", f"for: {hold}")))
+    world.rows(history([0.95, 0.1, 0.95, 0.95, 0.95]))  # one has ended, or was never told of
+    before = world.told()
+    given_at = time_of(world.now_us)
+    for name, kind in (("c1", CommandKind.ACKNOWLEDGE), ("c2", CommandKind.ANNOTATE)):
+        assert world.events[-1].alert is not None
+        alert = world.events[-1].alert.id
+        one = Command(id=name, kind=kind, alert_id=alert, time=given_at, author="ann", message="mine")
+        world.found(world.evaluator.on_command(one, world.now_us))
+    world.events += world.events[:2]  # a restart has told of the first one again
+    said = len({one.id for one in world.events})
+    for end_s in (110, 120):
+        world.lose()
+        world.rows([block(end_s, 0.95), block(end_s + 10, 0.95)])
+    if silent:
+        world.lose()
+        world.rows(block(end_s, 0.1, "shop") for end_s in range(140, 210, 10))
+    assert len({one.id for one in world.events}) == said, "nothing new is known of it"
+    world.rows(block(end_s, 0.1, service) for end_s in (210, 220) for service in ("web", "shop"))
+    assert world.told()[len(before) :][-1] == ("resolved", 210)
+    assert len({one.id for one in world.events}) == said + 1
+    assert world.events[-1].alert is not None
+    assert (world.events[-1].alert.id, world.events[-1].alert.annotations[0].message) == (alert, "mine")
+
+
+def test_an_alert_that_stands_ends_where_there_is_neither_state_nor_rule() -> None:
+    world = World()
+    world.rows(history([0.5, 0.95, 0.95]))
+    world.lose({})
+    world.found(world.evaluator.on_time(world.now_us))
+    assert [transition for transition, _ in world.told()] == ["active", "resolved"]
+    world.lose({})
+    world.found(world.evaluator.on_time(world.now_us))
+    assert len(world.told()) == 2
+
+
 KINDS = """
 slos:
 - name: shop
@@ -622,9 +669,10 @@ health_checks:
 """
 
 
+@pytest.mark.parametrize("lost", [False, True])
 @pytest.mark.parametrize("bad", ["slo", "health"])
-def test_alerts_of_objectives_and_checks_that_were_told_end_too(bad: str) -> None:
-    """They began in the last epoch; what comes again is good, since a fuller row has come meanwhile."""
+def test_alerts_of_objectives_and_checks_that_were_told_end_too(bad: str, *, lost: bool) -> None:
+    """They began in the last epoch; what comes again is good, since a fuller row has come meanwhile. Or all is lost."""
     config = config_of(KINDS)
 
     def window(end_s: int, *, ok: bool, version: int = 1) -> WindowRows:
@@ -634,15 +682,17 @@ def test_alerts_of_objectives_and_checks_that_were_told_end_too(bad: str) -> Non
         rows = [Row("web", Series(name, "counter"), end_s, (value,), version) for name, value in values.items()]
         return WindowRows("web", "", 10, end_s * S, batch_of(rows))
 
-    world = World(config)
-    world.evaluator = Evaluator(None, PLAN, config, world.now_us)
+    world = World(config, None)
     world.rows(window(end_s, ok=True) for end_s in (10, 20))
     world.commit()
     world.rows(window(end_s, ok=False) for end_s in (30, 40, 50))
     told = {one.alert.id for one in world.events if one.alert}
     assert told
     world._since = [window(end_s, ok=True, version=2) for end_s in (30, 40, 50)]
-    world.crash()
+    if lost:
+        world.lose()
+    else:
+        world.crash()
     world.rows(window(end_s, ok=True) for end_s in range(60, 600, 10))
     assert {one.alert.id for one in world.events if one.alert and one.transition is Transition.RESOLVED} == told
 

@@ -162,10 +162,11 @@ class Evaluator:
         state: bytes | None = None,
         *,
         live: bool = True,
-        told: Callable[[int], Iterable[Told]] = lambda _: (),
+        told: Callable[[int | None], Iterable[Told]] = lambda _: (),
     ) -> None:
         """`live`: wall time says who is there, and how late it is; not so where the past is judged. `told` gives, for
-        the wall time of a state, what the alerts topic has of that time and since of units that `plan` may ask for."""
+        the wall time of a state, what the alerts topic has of that time and since of units that `plan` may ask for; for
+        None, without a state, those that stand."""
         self.number = number
         self._plan = plan
         self._config: dict[str, ConfigModel] = {}
@@ -187,11 +188,10 @@ class Evaluator:
         """What is judged by wall time. It is not kept over a restart."""
         self._delays_us = UNKNOWN_US
         """The last time that has a row there."""
-        unknown: list[Told] = []
+        state_us = None if state is None else self._restore(state, now_us)
+        unknown = [one for one in told(state_us) if self._owns(one.unit)]
         if state is not None:
-            state_us = self._restore(state, now_us)
-            mine = [one for one in told(state_us) if self._owns(one.unit)]
-            unknown = self._recall(mine)
+            unknown = self._recall(unknown)
         self._first += self._configure(config)
         for one in self._recall(unknown):
             self._first += _end(one, self._now_us())
@@ -203,7 +203,7 @@ class Evaluator:
         config: Mapping[str, ConfigModel],
         now_us: int,
         state: bytes,
-        told: Callable[[int], Iterable[Told]] = lambda _: (),
+        told: Callable[[int | None], Iterable[Told]] = lambda _: (),
     ) -> Self:
         """From a snapshot, which knows its number; `told` as of the class. Raises as the class does."""
         return cls(unseal(STATE_VERSION, state)[0], plan, config, now_us, state, told=told)

@@ -199,6 +199,7 @@ class RuleAlerts:
         """
         if self._last_us is not None and t_us <= self._last_us:
             raise ValueError(f"{self.spec.source} was evaluated at {self._last_us} us already, now at {t_us} us")
+        begins = self._last_us is None
         elapsed_us = 0 if self._last_us is None else t_us - self._last_us
         self._last_us = t_us
         self.refused = 0
@@ -206,8 +207,9 @@ class RuleAlerts:
             self._forget(t_us)
         if not breached and not self._instances and not self._told:
             return []
-        events = []
-        for labels in sorted({*breached, *self._instances}):
+        # What is found anew would have another id. Of the others, who calls did not ask yet whether they have data.
+        events = self._meet_due(t_us) if begins else []
+        for labels in sorted(breached if begins else {*breached, *self._instances}):
             instance = self._instances.get(labels)
             if labels in breached:
                 event = self._breached(t_us, labels, breached[labels], instance, limits.get(labels))
@@ -217,9 +219,7 @@ class RuleAlerts:
                 event = self._not_breached(t_us, elapsed_us, labels, instance, holding.get(labels), frozen=frozen)
             if event is not None:
                 events.append(event)
-        for told in [one for one in self._told.values() if (one.due_us or 0) <= t_us]:
-            events += self._meet(self._told.pop(_alert_of(told).id), t_us)
-        return events
+        return events + self._meet_due(t_us)
 
     def _breached(
         self, t_us: int, labels: Labels, value: float, instance: _Instance | None, limit: float | None
@@ -304,11 +304,16 @@ class RuleAlerts:
         An alert that has not ended there, and is not found again, goes on as if it had been; one that has ended there,
         and goes on here, has ended. The event is given again: that it is on the topic does not say that it is stored.
         """
-        if told.due_us is not None and (self._last_us is None or told.due_us > self._last_us):
+        if self._last_us is None or (told.due_us is not None and told.due_us > self._last_us):
             self._told[_alert_of(told).id] = told
             return []
-        ended = _alert_of(told).status is Status.RESOLVED
-        return [] if ended or self._last_us is None else self._meet(told, self._last_us)
+        return [] if _alert_of(told).status is Status.RESOLVED else self._meet(told, self._last_us)
+
+    def _meet_due(self, t_us: int) -> list[AlertEvent]:
+        events = []
+        for told in [one for one in self._told.values() if (one.due_us or 0) <= t_us]:
+            events += self._meet(self._told.pop(_alert_of(told).id), t_us)
+        return events
 
     def _meet(self, told: Told, t_us: int) -> list[AlertEvent]:
         """Evaluation has come to where the alert was told of, or never will."""
